@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
+from easyrec_mm.config.pipeline import Pipeline, check_config
 from easyrec_mm.data.picture_reader import PictureReader, picture_reader
 from easyrec_mm.data.whole_pictures import decode_whole, thumbnail
-from easyrec_mm.errors import UserError
+from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.files import is_remote
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.report.evaluated import Evaluated, evaluate
 from easyrec_mm.report.run import Run
 from easyrec_mm.report.section import Picture, Unavailable
@@ -83,7 +85,25 @@ class Context:
         if not self.eval_path:
             raise Unavailable(NO_EVAL_DATA)
         self.say(f"evaluating {run.name} on {self.eval_path}")
-        return evaluate(run, self.eval_path, self.eval_setting)
+        return evaluate(run, self._plan_of(run), self.eval_path, self.eval_setting)
+
+    def _plan_of(self, run: Run) -> Pipeline:
+        """Return a run's pipeline with the first one's metrics and slices, so that their replicates belong together.
+
+        Raises:
+          Unavailable: if its data have not the fields for that.
+        """
+        if run is self.run:
+            return run.pipeline
+        config, first = EasyRecConfig(), self.run.pipeline.config
+        config.CopyFrom(run.pipeline.config)
+        config.eval_config.CopyFrom(first.eval_config)
+        config.train_input_path = first.train_input_path  # slices by the frequency of items count them there
+        try:
+            schema, _ = check_config(config, run.pipeline.path)
+        except ConfigError as error:
+            raise Unavailable(f"the metrics and slices of {self.run.name} do not fit its config: {error}") from error
+        return replace(run.pipeline, config=config, schema=schema)
 
     @property
     def model_seconds(self) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.input import Input
@@ -117,13 +118,19 @@ class Evaluated:
                 return
 
 
-def evaluate(run: Run, path: str, setting: str) -> Evaluated:
+def evaluate(run: Run, pipeline: Pipeline, path: str, setting: str) -> Evaluated:
     """Evaluate the model of a run on files, with intervals.
+
+    Args:
+      run: the training.
+      pipeline: its config, perhaps with other metrics and slices.
+      path: the files.
+      setting: name of the setting of `path`, for messages.
 
     Raises:
       DataError: if the files cannot be read, hold too many bad records, or have no samples.
     """
-    config, schema = run.pipeline.config, run.pipeline.schema
+    config, schema = pipeline.config, pipeline.schema
     plan = eval_plan(config, schema, confidence=True)
     # What cannot be read is shown on the page; the lists in model_dir are those of the training and of `eval`.
     bad_records = BadRecords(None, config.data_config.max_bad_record_share)

@@ -10,7 +10,7 @@ from easyrec_mm.report.section import Part, Text, Tile, Tiles, Unavailable
 from easyrec_mm.runs.evaluations import END
 
 
-def parts(context: Context) -> Sequence[Part]:
+def summary(context: Context) -> Sequence[Part]:
     """Return the main figures of the training."""
     tiles = [*_metric_tiles(context), *_training_tiles(context)]
     run = context.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ class Picture(NamedTuple):
     alike          perceptual hash, 64 bits: DCT of the grey picture (imagehash.phash)
     colours        uint8 `[48]`: mean red, green and blue of 4 x 4 cells
     thumbnail      JPEG
+    content        hash of the file, equal only for the same bytes
     """
 
     path: str
@@ -54,6 +56,7 @@ class Picture(NamedTuple):
     alike: int
     colours: NDArray[np.uint8]
     thumbnail: bytes
+    content: bytes
 
 
 @dataclass
@@ -72,6 +75,12 @@ class PathStats:
         """Return the number of different paths."""
         self._compact()
         return self._num_kept
+
+    @property
+    def hashes(self) -> Hashes:
+        """Return the hashes of the different paths, as hash_column computes them, ascending."""
+        self._compact()
+        return self._hashes[0] if self._hashes else np.zeros(0, np.uint64)
 
     @property
     def sample(self) -> list[tuple[str, str]]:
@@ -172,7 +181,8 @@ def _look_at(path: str, content: bytes, image: Image) -> Picture | str:
     cells = PIL.Image.fromarray(pixels).resize((_COLOUR_CELLS, _COLOUR_CELLS), PIL.Image.Resampling.BOX)
     colours = np.asarray(cells).reshape(-1)
     small = thumbnail(pixels, _THUMBNAIL)
-    return Picture(path, len(content), format_of(content), _mode(content), width, height, alike, colours, small)
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return Picture(path, len(content), format_of(content), _mode(content), width, height, alike, colours, small, digest)
 
 
 def _mode(content: bytes) -> str:
