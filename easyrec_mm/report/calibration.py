@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ from easyrec_mm.stable_hash import Hashes, mix
 
 _NUM_BINS = 20
 NUM_FOLDS = 5
+# Axes are logarithmic if the greatest number on them is so many times the least.
+_LOG_FROM = 50
 # More samples would change no digit that is shown.
 _MAX_FITTED = 2_000_000
 _METRICS: dict[str, Metric] = {
@@ -90,28 +93,32 @@ def _of_task(context: Context, task: Task) -> Sequence[Part]:
         raise Unavailable(f"'{task.name}' predicts no probability of a click: there is nothing to calibrate.")
     evaluated = context.evaluated
     result = recalibrated(evaluated, task)
-    figure = new_figure("mean prediction", "mean label", 460)
-    ends = [
-        _add_curve(figure, result.view(_BEFORE), "as predicted", 0),
-        _add_curve(figure, result.view(_AFTER), "after isotonic recalibration", 1),
-        *_others(figure, context, task),
-    ]
-    low, high = max(min(low for low, _ in ends), 1e-7), max(high for _, high in ends)
-    add_reference(figure, [low, high], [low, high], "perfect")
-    if high / low > 30:
-        figure.update_xaxes(type="log")
-        figure.update_yaxes(type="log")
     about = (
         f"{_NUM_BINS} bins of equally many samples; bars are 95% Wilson intervals. Above the line, the model predicts "
         "too low; below it, too high."
     )
+    before = Plot(_plot([(context.run.name, result.view(_BEFORE), 0), *_others(context, task)]), "As predicted", about)
+    name = f"{context.run.name}, recalibrated"
+    after = Plot(_plot([(name, result.view(_AFTER), 1)]), "After isotonic recalibration", "The same, on its own axes.")
     sample = f" Of {_MAX_FITTED:,} random samples." if result.is_sample else ""
     note = (
         f"Isotonic regression, each sample corrected by a fit to the other {NUM_FOLDS - 1} of {NUM_FOLDS} parts of the "
         "evaluation data. If this gains much, recalibrate before predictions are used as probabilities, as in bids; "
         f"the order of samples hardly changes.{sample}"
     )
-    return [Plot(figure, "Calibration", about, wide=True), _table(evaluated, result), Text(note, "note")]
+    return [before, after, _table(evaluated, result), Text(note, "note")]
+
+
+def _plot(curves: Sequence[tuple[str, View, int]]) -> go.Figure:
+    """Return the calibration curves of some views, each with a name and the number of its colour."""
+    figure = new_figure("mean prediction", "mean label", 420)
+    ends = [_add_curve(figure, view, name, number) for name, view, number in curves]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    add_reference(figure, [low, high], [low, high], "perfect")
+    if high / low > _LOG_FROM:
+        figure.update_xaxes(type="log")
+        figure.update_yaxes(type="log")
+    return figure
 
 
 def _add_curve(figure: go.Figure, view: View, name: str, number: int) -> tuple[float, float]:
@@ -137,16 +144,15 @@ def wilson_interval(rates: Floats, counts: Floats, z: float = 1.959964) -> tuple
     return np.minimum(centre - half, rates), np.maximum(centre + half, rates)
 
 
-def _others(figure: go.Figure, context: Context, task: Task) -> list[tuple[float, float]]:
-    ends = []
-    for number, run in enumerate(context.runs[1:], 2):
-        try:
+def _others(context: Context, task: Task) -> list[tuple[str, View, int]]:
+    """Return the views of the other models that have the task; the section of metrics says why one is missing."""
+    views = []
+    for number, run in enumerate(context.runs[1:], 1):
+        with suppress(UserError, Unavailable):
             evaluated = context.evaluated_of(run)
-        except (UserError, Unavailable):
-            continue  # the section of metrics says why
-        if task.name in {other.name for other in evaluated.plan.tasks}:
-            ends.append(_add_curve(figure, evaluated.view(task), f"{run.name}, as predicted", number))
-    return ends
+            if task.name in {other.name for other in evaluated.plan.tasks}:
+                views.append((run.name, evaluated.view(task), number))
+    return views
 
 
 def _table(evaluated: Evaluated, result: Recalibrated) -> Part:

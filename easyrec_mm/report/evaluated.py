@@ -128,12 +128,13 @@ def evaluate(run: Run, pipeline: Pipeline, path: str, setting: str) -> Evaluated
       setting: name of the setting of `path`, for messages.
 
     Raises:
-      DataError: if the files cannot be read, hold too many bad records, or have no samples.
+      DataError: if the files cannot be read, or have no samples.
     """
     config, schema = pipeline.config, pipeline.schema
     plan = eval_plan(config, schema, confidence=True)
-    # What cannot be read is shown on the page; the lists in model_dir are those of the training and of `eval`.
-    bad_records = BadRecords(None, config.data_config.max_bad_record_share)
+    # What cannot be read is shown on the page, however much it is: a page without metrics would help nobody. The lists
+    # in model_dir are those of the training and of `eval`.
+    bad_records = BadRecords(None, 1.0)
     shown_fields = _shown_fields(schema)
     inputs = evaluation_input(run.model, config, plan, path, setting, bad_records, run.vectors, shown_fields)
     collected = _Collected(plan, schema, inputs, plan_fields=plan.fields)

@@ -150,7 +150,8 @@ def _about(
     text = (
         f"Opened: {_opened(opened)} of {num_pictures:,} pictures of the evaluation data, and "
         f"{_opened(opened_training)} of {training.num_distinct:,} of the training data{first}; more with "
-        f"--num_pictures. Looks alike: perceptual hashes that differ in at most {MAX_DISTANCE} of 64 bits, with similar colours."
+        f"--num_pictures. Looks alike: perceptual hashes that differ in at most {MAX_DISTANCE} of 64 bits, with similar "
+        "colours."
     )
     meaning = (
         "The same path in both is normal where an item is shown on several days. The same picture under another path "

@@ -34,9 +34,10 @@ def problems(context: Context) -> Sequence[Part]:
 
 def _of_run(run: Run, is_named: bool) -> list[Part]:
     parts: list[Part] = []
-    for title, rows in (("The course of the training", _course(run)), ("Notes of the config", _notes(run))):
+    prefix = f"{run.name}: " if is_named else ""
+    for title, rows in (("Course of the training", _course(run)), ("Notes of the config", list(run.pipeline.notes))):
         if rows:
-            parts += [Heading(title), *(Text(row) for row in rows)]
+            parts += [Heading(f"{prefix}{title}"), *(Text(row) for row in rows)]
     titles = {
         BAD_RECORDS: "Bad records of the training",
         EVAL_BAD_RECORDS: "Bad records of evaluations",
@@ -45,9 +46,7 @@ def _of_run(run: Run, is_named: bool) -> list[Part]:
     for name, title in titles.items():
         records = list(_records(run.folder.local / name))
         if records:
-            parts += [Heading(title), *_of_records(records)]
-    if is_named and parts:
-        return [Details(run.name, parts)]
+            parts += [Heading(f"{prefix}{title}"), *_of_records(records)]
     return parts
 
 
@@ -93,10 +92,6 @@ def _undefined(run: Run) -> Counter[str]:
 def _steps(steps: Iterator[int]) -> str:
     texts = [f"{step:,}" for step in steps]
     return ", ".join(texts[:20]) + (f" and {len(texts) - 20} more" if len(texts) > 20 else "")
-
-
-def _notes(run: Run) -> list[str]:
-    return list(run.pipeline.notes)
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from easyrec_mm.report.section import Part, Plot, by_task, tried
 from easyrec_mm.schema import Task
 
 _NUM_BINS = 60
+_FEW_MARKS = 5
 # Probabilities at which the axis of logits has marks.
 _MARKS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.99, 0.999, 0.9999)
 
@@ -49,12 +50,20 @@ def _of_classes(view: View) -> Part:
             marker={"color": soft(label), "line": {"color": colour(label), "width": 1}}, hovertext=text,
             hoverinfo="text",
         )  # fmt: skip
-    marks = [mark for mark in _MARKS if low <= logit(mark) <= high]
+    marks = _marks(low, high)
     figure.update_xaxes(tickvals=[float(logit(mark)) for mark in marks], ticktext=[f"{mark:g}" for mark in marks])
     about = (
         "The less the two overlap, the better the model tells them apart. A high peak: many samples look alike to it."
     )
     return Plot(figure, "Predictions by label", about, wide=True)
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """Return probabilities for the marks of an axis of logits with these ends."""
+    marks = [mark for mark in _MARKS if low <= logit(mark) <= high]
+    if len(marks) >= _FEW_MARKS:
+        return marks
+    return sorted({float(f"{expit(place):.2g}") for place in np.linspace(low, high, _FEW_MARKS + 2)[1:-1]})
 
 
 def _bins(edges: Floats) -> tuple[Floats, Floats]:

@@ -127,7 +127,7 @@ class Pictures:
 
     pictures: Sequence[Picture]
     title: str = ""
-    side: int = 128
+    side: int = 144
     name = "pictures"
 
 

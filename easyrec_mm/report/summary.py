@@ -22,6 +22,7 @@ def summary(context: Context) -> Sequence[Part]:
     except UserError as error:
         notes.append(Text(f"The evaluation data cannot be read: {error}", "warning"))
     else:
+        notes += _too_many_bad(context)
         how = evaluated.results.confidence
         if how:
             notes.append(
@@ -32,6 +33,21 @@ def summary(context: Context) -> Sequence[Part]:
                 )
             )
     return [Tiles(tiles), *notes]
+
+
+def _too_many_bad(context: Context) -> list[Part]:
+    """Return warnings if more of the evaluation data are bad than an evaluation by `eval` would accept."""
+    counts, share = context.evaluated.bad_records.counts, context.run.pipeline.config.data_config.max_bad_record_share
+    warnings: list[Part] = []
+    for name in ("groups", "pictures"):
+        bad, read = counts[f"bad_{name}"], counts[name]
+        if bad > share * read:
+            text = (
+                f"{bad:,} of {read:,} {name} of the evaluation data cannot be used, more than max_bad_record_share "
+                f"({share:g}): do not trust the metrics. What went wrong lists the first."
+            )
+            warnings.append(Text(text, "warning"))
+    return warnings
 
 
 def _metric_tiles(context: Context) -> list[Tile]:

@@ -110,7 +110,7 @@
   });
   const AXIS = (style) => ({
     gridcolor: style.getPropertyValue("--grid").trim(), linecolor: style.getPropertyValue("--line").trim(),
-    zerolinecolor: style.getPropertyValue("--line").trim(), zerolinewidth: 1, automargin: true, ticks: "",
+    zerolinecolor: style.getPropertyValue("--line").trim(), zerolinewidth: 1, automargin: true, exponentformat: "e", ticks: "",
     tickfont: { color: style.getPropertyValue("--quiet").trim() },
   });
   const merged = (base, own) => {
