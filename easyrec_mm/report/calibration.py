@@ -30,7 +30,7 @@ from easyrec_mm.stable_hash import Hashes, mix
 
 _NUM_BINS = 20
 NUM_FOLDS = 5
-# Axes are logarithmic if the greatest number on them is so many times the least.
+# Axes are logarithmic if the greatest prediction is more than so many times the least.
 _LOG_FROM = 50
 # More samples would change no digit that is shown.
 _MAX_FITTED = 2_000_000
@@ -112,17 +112,19 @@ def _of_task(context: Context, task: Task) -> Sequence[Part]:
 def _plot(curves: Sequence[tuple[str, View, int]]) -> go.Figure:
     """Return the calibration curves of some views, each with a name and the number of its colour."""
     figure = new_figure("mean prediction", "mean label", 420)
-    ends = [_add_curve(figure, view, name, number) for name, view, number in curves]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    points = [_add_curve(figure, view, name, number) for name, view, number in curves]
+    predictions, rates = (np.concatenate(values) for values in zip(*points, strict=True))
+    low, high = float(predictions.min()), float(predictions.max())
     add_reference(figure, [low, high], [low, high], "perfect")
-    if high / low > _LOG_FROM:
+    # A rate of 0 has no place on a logarithmic axis.
+    if high > _LOG_FROM * low > 0 and rates.min() > 0:
         figure.update_xaxes(type="log")
         figure.update_yaxes(type="log")
     return figure
 
 
-def _add_curve(figure: go.Figure, view: View, name: str, number: int) -> tuple[float, float]:
-    """Add a calibration curve; return the least and the greatest number that its axes show."""
+def _add_curve(figure: go.Figure, view: View, name: str, number: int) -> tuple[Floats, Floats]:
+    """Add a calibration curve; return the mean predictions and mean labels of its bins."""
     bins = CalibrationCurve(_NUM_BINS).curve(view)
     counts = np.array([one["count"] for one in bins], np.float64)
     rates = np.array([one["mean_label"] for one in bins])
@@ -133,8 +135,7 @@ def _add_curve(figure: go.Figure, view: View, name: str, number: int) -> tuple[f
     text = [f"{rate:.4g} of {count:,.0f} samples, predicted {mean:.4g}" for rate, count, mean in triples]
     shown: dict[str, Any] = {"mode": "lines+markers", "error_y": errors, "hovertext": text, "hoverinfo": "text+name"}
     add_line(figure, predictions, rates, name, number, **shown)
-    ends = np.concatenate([predictions[predictions > 0], rates[rates > 0]])
-    return float(ends.min(initial=1.0)), float(ends.max(initial=1e-7))
+    return predictions, rates
 
 
 def wilson_interval(rates: Floats, counts: Floats, z: float = 1.959964) -> tuple[Floats, Floats]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,23 +82,20 @@ def training_pictures(run: Run, path: str, num: int) -> tuple[PathStats, int]:
 
 def pairings(evaluation: Sequence[Picture], training: Sequence[Picture]) -> tuple[list[Pairing], list[Pairing]]:
     """Return the pictures with the same content under other paths, and then those that only look alike."""
-    copies: dict[bytes, Pairing] = defaultdict(lambda: Pairing([], []))
-    known = {picture.content: None for picture in training}
+    of_content: dict[bytes, Pairing] = {}
     for picture in training:
-        copies[picture.content].training.append(picture)
+        of_content.setdefault(picture.content, Pairing([], [])).training.append(picture)
+    known = {content: {picture.path for picture in pairing.training} for content, pairing in of_content.items()}
     for picture in evaluation:
-        if picture.content in known:
-            copies[picture.content].evaluation.append(picture)
-    same = [
-        pairing
-        for pairing in copies.values()
-        if {p.path for p in pairing.evaluation} - {p.path for p in pairing.training}
-    ]
+        if picture.path not in known.get(picture.content, {picture.path}):
+            of_content[picture.content].evaluation.append(picture)
+    same = [pairing for pairing in of_content.values() if pairing.evaluation]
     everything = [*evaluation, *training]
     hashes = np.array([picture.alike for picture in everything], np.uint64)
-    colours = np.array([picture.colours for picture in everything]).reshape(len(everything), -1)
-    similar = []
-    for group in groups_alike(hashes, colours) if everything else []:
+    similar: list[Pairing] = []
+    if not everything:
+        return same, similar
+    for group in groups_alike(hashes, np.stack([picture.colours for picture in everything])):
         own = [everything[i] for i in group if i < len(evaluation) and everything[i].content not in known]
         others = [everything[i] for i in group if i >= len(evaluation)]
         others = [picture for picture in others if picture.path not in {p.path for p in own}]
@@ -150,8 +146,8 @@ def _about(
     text = (
         f"Opened: {_opened(opened)} of {num_pictures:,} pictures of the evaluation data, and "
         f"{_opened(opened_training)} of {training.num_distinct:,} of the training data{first}; more with "
-        f"--num_pictures. Looks alike: perceptual hashes that differ in at most {MAX_DISTANCE} of 64 bits, with similar "
-        "colours."
+        f"--num_pictures. Looks alike: perceptual hashes that differ in at most {MAX_DISTANCE} of 64 bits, with "
+        "similar colours."
     )
     meaning = (
         "The same path in both is normal where an item is shown on several days. The same picture under another path "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from easyrec_mm.config.best import BIGGER_IS_BETTER
-from easyrec_mm.config.evaluation import named_metrics
+from easyrec_mm.config.evaluation import NamedMetric, named_metrics
 from easyrec_mm.evaluation.estimates import Difference
 from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.report.compared import Comparison, comparisons
@@ -94,7 +94,7 @@ def difference_cells(result: Difference | None, kind: str) -> list[Cell]:
 
 def slices(context: Context) -> Sequence[Part]:
     """Return each metric by slice, as a plot and as a table."""
-    evaluated = context.evaluated
+    evaluated, others = context.evaluated, comparisons(context)
     parts = [part for part in evaluated.summary.parts if part.suffix and part.num_samples]
     if not parts:
         raise Unavailable("The config has no eval_config.slices; see docs/metrics.md for what they may be.")
@@ -104,7 +104,7 @@ def slices(context: Context) -> Sequence[Part]:
         if metric.name in evaluated.results:
             options[metric.name] = [
                 _slice_plot(evaluated.results, metric.name, list(suffixes)),
-                _slice_table(evaluated.results, metric.name, suffixes),
+                _slice_table(context, metric, suffixes, others),
             ]
     about = "The line marks the value over all samples. Intervals of slices of few clusters are too narrow."
     return [Text(about, "note"), Choice("metric", options)]
@@ -128,10 +128,20 @@ def _slice_plot(results: EvalResults, name: str, suffixes: list[str]) -> Part:
     return Plot(figure, f"{name} by slice", wide=True)
 
 
-def _slice_table(results: EvalResults, name: str, suffixes: dict[str, tuple[int, int]]) -> Part:
+def _slice_table(
+    context: Context, metric: NamedMetric, suffixes: dict[str, tuple[int, int]], others: Sequence[Comparison]
+) -> Part:
+    results, name = context.evaluated.results, metric.name
+    others = [other for other in others if other.differences]
+    columns = ["slice by", "value", "samples", "clusters", name, "interval"]
+    for other in others:
+        columns += [f"{context.run.name} - {other.run.name}", "interval", "p"]
     rows = []
     for suffix, (num_samples, num_clusters) in suffixes.items():
         slicer, _, value = suffix[1:].partition("=")
         counts = [Cell(f"{num_samples:,}", num_samples, "number"), Cell(f"{num_clusters:,}", num_clusters, "number")]
-        rows.append([Cell(slicer, slicer), Cell(value, value), *counts, *_value_cells(results, name + suffix)])
-    return Table(["slice by", "value", "samples", "clusters", name, "interval"], rows)
+        row = [Cell(slicer, slicer), Cell(value, value), *counts, *_value_cells(results, name + suffix)]
+        for other in others:
+            row += difference_cells(other.differences.get(name + suffix), metric.kind)
+        rows.append(row)
+    return Table(columns, rows)

@@ -63,7 +63,9 @@ def page(context: Context, made: Sequence[Made]) -> str:
         made_at=time.strftime("%Y-%m-%d %H:%M"),
     )
     # Not through the template: nothing in it is escaped, and secrets are looked for in what users have written.
-    return hide_secrets(text).replace(_PLOTLY_PLACE, f"<script>{plotly}</script>" if plotly else "")
+    return hide_secrets(text).replace(
+        _PLOTLY_PLACE, f'<script type="text/plain" id="plotly">{plotly}</script>' if plotly else ""
+    )
 
 
 # Where the template wants plotly.js.

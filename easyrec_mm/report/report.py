@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.files import is_remote, plain, put_text
+from easyrec_mm.files import is_remote, plain, put_text, written_at
 from easyrec_mm.report.context import Context
 from easyrec_mm.report.page import Made, make_sections, page
 from easyrec_mm.report.run import names_of, open_run
@@ -71,7 +72,7 @@ def opened(options: ReportOptions, say: Callable[[str], None] = lambda message: 
 
 
 def _require_writable(output: str) -> None:
-    """Check that a page can be written, before minutes are spent on it.
+    """Check that a page can be written, before minutes are spent on it; remove what a killed report has left.
 
     Raises:
       UserError: if it cannot.
@@ -86,3 +87,8 @@ def _require_writable(output: str) -> None:
         raise UserError(f"--output {output}: is a folder; give a file, such as {path / 'report.html'}")
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output {output}: the folder {folder} cannot be written; give another file")
+    for left in folder.glob(f"{escape(written_at(path.name).name.rpartition('-')[0])}-*"):
+        _, _, process = left.name.rpartition("-")
+        # A report that was killed while it wrote has left a part of its page.
+        if process.isdecimal() and not Path(f"/proc/{process}").exists():
+            left.unlink(missing_ok=True)

@@ -137,8 +137,16 @@
     return merged(base, own);
   };
   const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  // plotly.js stands in the page as text: reading its 5 MB takes a part of a second, and tabs work before that.
+  const loadPlotly = () => {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+    performance.mark("plots");
+  };
   const draw = (figure) => {
-    if (!window.Plotly) return;
+    loadPlotly();
     const style = getComputedStyle(document.documentElement);
     const { data, layout } = coloured(JSON.parse(figure.querySelector("script").textContent), style);
     const slider = figure.closest("[role=tabpanel]").querySelector(".smoothing input");
@@ -153,14 +161,17 @@
     slider.parentElement.querySelector("output").textContent = Number(slider.value).toFixed(2);
     drawn().filter((figure) => slider.closest("[role=tabpanel]").contains(figure)).forEach(draw);
   }));
-  window.drawPlots = () => {
-    const seen = new IntersectionObserver((entries) => entries.forEach((entry) => {
-      if (!entry.isIntersecting) return;
-      seen.unobserve(entry.target);
-      draw(entry.target);
-    }), { rootMargin: "300px" });
+  const seen = new IntersectionObserver((entries) => entries.forEach((entry) => {
+    if (!entry.isIntersecting) return;
+    seen.unobserve(entry.target);
+    draw(entry.target);
+  }), { rootMargin: "300px" });
+  const later = window.requestIdleCallback ?? ((run) => setTimeout(run, 200));
+  addEventListener("load", () => {
+    if (!figures.length) return;
     figures.forEach((figure) => seen.observe(figure));
-  };
+    later(loadPlotly, { timeout: 1000 });
+  });
   addEventListener("beforeprint", () => {
     document.documentElement.classList.add("printing");
     figures.filter((figure) => !figure.dataset.drawn).forEach(draw);
@@ -168,5 +179,5 @@
   addEventListener("afterprint", () => document.documentElement.classList.remove("printing"));
 
   ofAddress();
-  document.documentElement.dataset.ready = "yes";
+  performance.mark("interactive");
 })();
