@@ -11,6 +11,7 @@ import pytest
 from flow_helpers import copy_checkpoint, use_small_backbone, use_small_backbone_alone
 from forked import Command
 from report_helpers import CONTRASTS, PHONE, numbers_of, opened
+from training_helpers import Training
 
 from easyrec_mm.cli.main import main
 
@@ -218,6 +219,23 @@ def test_without_evaluation_data_and_pictures_that_have_vanished(model_dirs, eva
     assert "pictures of the evaluation data cannot be used" in text
     assert "No such file or directory" in text
     assert "auc_click" in text
+
+
+def test_a_page_without_pictures_of_a_task_of_classes(data, tmp_path):
+    changes = {
+        'feature_groups { group_name: "img" feature_names: "path" }': "",
+        "img_model { num_classes: 4  }": "",
+        'label_name: "click" dnn': 'label_name: "kind" loss_type: CLASSIFICATION num_class: 3 dnn',
+        'train_input_path: "': f'eval_input_path: "{data}/one.txt"\ntrain_input_path: "',
+    }
+    training = Training(data, tmp_path, head="", changes=changes).run()
+    page = tmp_path / "r.html"
+    assert main(["report", "--model_dir", str(training.model_dir), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert "The model takes no pictures" in text
+    assert "this needs one score per sample" in text
+    assert "the label&#39;s class has the lowest probability" in text
+    assert "<img" not in text
 
 
 def test_other_data_are_told_and_what_fits_is_compared(model_dirs, eval_path, tmp_path):

@@ -181,7 +181,9 @@ class _Collected:
         batch, fields = item.batch, {name: item.kept_fields[name] for name in self._plan_fields}
         columns = plan_columns(self._plan, batch, fields, outputs)
         file, row, size = item.origin.numpy()
-        picture = self._picture_of_image(item)[batch.sample_image.numpy()]
+        picture = np.full(batch.num_samples, NO_PICTURE, np.int32)
+        if self._plan.uses_image:
+            picture = self._picture_of_image(item)[batch.sample_image.numpy()]
         origin = {FILE: np.repeat(file, size).astype(np.int32), ROW: np.repeat(row, size), PICTURE: picture}
         labels = as_arrays(batch.labels)
         for task in self._plan.tasks:
@@ -197,16 +199,15 @@ class _Collected:
         """Return the index of the first picture of each image of a batch, int32 `[U]`."""
         images = item.batch.images
         result = np.full(item.batch.num_images, NO_PICTURE, np.int32)
-        if not item.picture_path:
-            return result
         numbers = np.array([self._number(path) for path in item.picture_path], np.int32)
         image, first = np.unique(images.link_image.numpy(), return_index=True)
         result[image] = numbers[images.link_picture.numpy()[first]]
-        is_path = np.array([bool(path) for path in item.picture_path])[images.link_picture.numpy()[first]]
-        result[image[~is_path]] = NO_PICTURE
         return result
 
     def _number(self, path: bytes) -> int:
+        """Return the index of a picture, which is the next one if it is new."""
+        if not path:
+            return NO_PICTURE
         number = self._number_of_picture.setdefault(path, len(self.pictures))
         if number == len(self.pictures):
             self.pictures.append(path)

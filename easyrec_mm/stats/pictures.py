@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -115,18 +116,18 @@ class PictureStats:
     """Statistics of the pictures that were opened.
 
     problems  (path, problem) of the pictures that cannot be read
-    alike     groups of similar pictures, the largest first
     """
 
     pictures: list[Picture]
     problems: list[tuple[str, str]]
-    alike: list[list[Picture]] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def alike(self) -> list[list[Picture]]:
+        """Groups of similar pictures, the largest first."""
         hashes = np.array([picture.alike for picture in self.pictures], np.uint64)
         colours = np.array([picture.colours for picture in self.pictures]).reshape(-1, 3 * _COLOUR_CELLS**2)
         groups = [[self.pictures[i] for i in group] for group in groups_alike(hashes, colours)]
-        self.alike = sorted(groups, key=lambda group: (-len(group), group[0].path))
+        return sorted(groups, key=lambda group: (-len(group), group[0].path))
 
     def counts(self, attribute: str) -> Counter[str]:
         """Return the number of pictures by "format", "mode" or "size"."""
