@@ -179,8 +179,16 @@ def test_plots_follow_a_change_to_dark(page, chromium):
         shown.page.wait_for_function(
             "light => getComputedStyle(document.querySelector('#panel-curves .xtitle')).fill !== light", arg=light
         )
-        shown.page.emulate_media(media="print")
+
+
+def test_on_paper_all_sections_stand_in_dark_letters(page, chromium):
+    with opened(chromium, page, viewport={"width": 760, "height": 1100}, color_scheme="dark") as shown:
+        shown.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        shown.page.emulate_media(media="print", color_scheme="dark")
         assert shown.page.locator("[role=tabpanel]:visible").count() == len(shown.names)
+        assert shown.page.locator("figure.plot:not([data-drawn])").count() == 0
+        assert shown.page.evaluate(CONTRASTS)[0][0] >= 4.5
+        assert shown.width() <= 760
 
 
 # --- Bad input

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from easyrec_mm.config.best import criterion_of
 from easyrec_mm.config.evaluation import evaluation_metrics
 from easyrec_mm.report.context import Context
-from easyrec_mm.report.figures import Floats, add_line, means_of_bins, new_figure
+from easyrec_mm.report.figures import Floats, add_line, means_of_bins, new_figure, thinned
 from easyrec_mm.report.run import Run
 from easyrec_mm.report.section import Heading, Part, Plot, Text, Unavailable
 from easyrec_mm.runs.evaluations import EVAL, METRICS, read_evaluations, standing_of
@@ -62,7 +62,7 @@ def speed(context: Context) -> Sequence[Part]:
     return parts
 
 
-def _names(context: Context, kind: str, is_meant: object) -> list[str]:
+def _names(context: Context, kind: str, is_meant: Callable[[str], bool]) -> list[str]:
     """Return the names of numbers in the lines of a kind, of all runs, in their order."""
     names = {
         name: None
@@ -70,7 +70,7 @@ def _names(context: Context, kind: str, is_meant: object) -> list[str]:
         for line in run.lines
         if line["kind"] == kind
         for name, value in line.items()
-        if name not in ("kind", "step", "time") and type(value) in (int, float) and is_meant(name)  # type: ignore[operator]
+        if name not in ("kind", "step", "time") and type(value) in (int, float) and is_meant(name)
     }
     return list(names)
 
@@ -89,7 +89,9 @@ def _series(run: Run, kind: str, name: str) -> tuple[Floats, Floats]:
 def _curve(context: Context, kind: str, name: str, title: str, about: str, smooths: bool) -> Plot:
     figure = new_figure("step", "", 300)
     for number, run in enumerate(context.runs):
-        steps, values = means_of_bins(*_series(run, kind, name))
+        # Values of training lines scatter; each evaluation is a result of its own.
+        thin = means_of_bins if kind == TRAIN else thinned
+        steps, values = thin(*_series(run, kind, name))
         mode = "lines+markers" if len(steps) <= _FEW_POINTS and not smooths else "lines"
         add_line(figure, steps, values, run.name, number, mode=mode, meta={"smooth": smooths})
     figure.update_layout(showlegend=len(context.runs) > 1)

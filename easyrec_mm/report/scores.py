@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import plotly.graph_objects as go
 from scipy.special import expit, logit
 
 from easyrec_mm.evaluation.metrics import SMALLEST_PROBABILITY
@@ -90,8 +91,8 @@ def _errors(view: View) -> Part:
     return Plot(figure, "Errors", "A peak beside 0 is a bias.")
 
 
-def _add_bars(figure: object, edges: Floats, counts: Floats, name: str, number: int) -> None:
-    figure.add_bar(  # type: ignore[attr-defined]
+def _add_bars(figure: go.Figure, edges: Floats, counts: Floats, name: str, number: int) -> None:
+    figure.add_bar(
         x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1] - edges[0], name=name,
         marker={"color": soft(number), "line": {"color": colour(number), "width": 1}},
     )  # fmt: skip
@@ -101,8 +102,8 @@ def _to_logits(scores: Floats) -> Floats:
     return np.asarray(logit(np.clip(scores, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)))
 
 
-def _limits(values: object) -> tuple[float, float]:
+def _limits(values: Iterable[Floats]) -> tuple[float, float]:
     """Return the least and the greatest of all values; of equal ones, limits around them."""
-    pairs = [(part.min(), part.max()) for part in values]  # type: ignore[attr-defined]
+    pairs = [(part.min(), part.max()) for part in values]
     low, high = float(min(pair[0] for pair in pairs)), float(max(pair[1] for pair in pairs))
     return (low, high) if high > low else (low - 0.5, high + 0.5)

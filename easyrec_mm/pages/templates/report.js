@@ -174,9 +174,12 @@
   });
   addEventListener("beforeprint", () => {
     document.documentElement.classList.add("printing");
-    figures.filter((figure) => !figure.dataset.drawn).forEach(draw);
+    figures.forEach(draw);
   });
-  addEventListener("afterprint", () => document.documentElement.classList.remove("printing"));
+  addEventListener("afterprint", () => {
+    document.documentElement.classList.remove("printing");
+    figures.forEach(draw);
+  });
 
   ofAddress();
   performance.mark("interactive");
