@@ -247,16 +247,26 @@ def test_a_page_without_pictures_of_a_task_of_classes(data, tmp_path):
 
 
 def test_other_data_are_told_and_what_fits_is_compared(model_dirs, eval_path, tmp_path):
-    other = shutil.copytree(model_dirs[1], tmp_path / "other")
-    config = (other / "pipeline.config").read_text()
-    changed = re.sub(r'train_input_path: "[^"]*"', f'train_input_path: "{tmp_path}/else/*"', config)
-    changed = changed.replace('label_name: "play_time"', 'label_name: "click"')
-    (other / "pipeline.config").write_text(changed)
+    others = {
+        "other": (r'train_input_path: "[^"]*"', f'train_input_path: "{tmp_path}/else/*"'),
+        "unlike": (r'label_name: "play_time"', 'label_name: "click"'),
+    }
+    for name, change in others.items():
+        shutil.copytree(model_dirs[1], tmp_path / name)
+        config = tmp_path / name / "pipeline.config"
+        config.write_text(re.sub(*change, config.read_text()))
     page = tmp_path / "r.html"
-    flags = ["--compare", str(other), "--eval_input_path", eval_path, "--output", str(page)]
-    assert main(["report", "--model_dir", str(model_dirs[0]), *flags]) == 0
-    assert "The trainings have read different data" in page.read_text()
-    assert "end - other" in page.read_text()
+    flags = ["--eval_input_path", eval_path, "--output", str(page)]
+    compare = ["--compare", *(str(tmp_path / name) for name in others)]
+    assert main(["report", "--model_dir", str(model_dirs[0]), *compare, *flags]) == 0
+    text = page.read_text()
+    assert "The trainings have read different data" in text
+    metrics = text.partition('id="panel-metrics"')[2].partition('id="panel-slices"')[0]
+    assert "unlike is not evaluated" in metrics
+    assert "label_name: was play_time, is click" in metrics
+    rows = {row[0]: row for row in map(re.compile(r"<td[^>]*>([^<]*)</td>").findall, metrics.split("</tr>")) if row}
+    assert rows["auc_click"][4].startswith(("+", "-"))
+    assert rows["auc_click"][7:] == ["", "", "", ""]
 
 
 def test_a_report_that_is_killed_leaves_nothing_and_starts_again(model_dirs, eval_path, tmp_path):

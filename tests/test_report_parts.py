@@ -20,6 +20,7 @@ from easyrec_mm.evaluation.summary import CLUSTER
 from easyrec_mm.evaluation.views import View
 from easyrec_mm.pages.render import render
 from easyrec_mm.report import calibration
+from easyrec_mm.report.compared import why_not_paired
 from easyrec_mm.report.evaluated import Evaluated
 from easyrec_mm.report.extremes import rankings_of
 from easyrec_mm.report.figures import add_line, means_of_bins, new_figure, thinned
@@ -103,6 +104,27 @@ def test_means_of_bins_are_those_of_the_parts():
     parts = [slice(start, end) for start, end in pairwise(limits)]
     np.testing.assert_allclose(thin_y, [y[part].mean() for part in parts])
     np.testing.assert_allclose(thin_x, [x[part].mean() for part in parts])
+
+
+# --- Comparisons
+
+
+def rows_of(**columns):
+    rows = Rows()
+    rows.append({name.replace("_", ":"): np.array(values) for name, values in columns.items()})
+    return SimpleNamespace(rows=rows)
+
+
+def test_models_are_paired_where_labels_clusters_groups_and_slices_are_the_same():
+    first = rows_of(label_y=[0.0, 1.0], cluster=[3, 4], slice_a=[0, 0], score_y=[0.1, 0.2], origin_row=[1, 2])
+    assert (
+        why_not_paired(first, rows_of(label_y=[0.0, 1.0], cluster=[3, 4], score_y=[0.9, 0.8], origin_row=[5, 6])) == ""
+    )
+    assert why_not_paired(first, rows_of(label_y=[0.0], cluster=[3])) == "it reads 1 samples, and the first model 2"
+    for other in ({"label_y": [1.0, 1.0]}, {"cluster": [3, 5]}, {"slice_a": [0, 1]}):
+        (name,) = other
+        reason = f"its samples have other values of '{name.rpartition('_')[2]}' than those of the first model"
+        assert why_not_paired(first, rows_of(**other)) == reason
 
 
 # --- Calibration

@@ -151,7 +151,7 @@ def _others(context: Context, task: Task) -> list[tuple[str, View, int]]:
     for number, run in enumerate(context.runs[1:], 1):
         with suppress(UserError, Unavailable):
             evaluated = context.evaluated_of(run)
-            if task.name in {other.name for other in evaluated.plan.tasks}:
+            if task in evaluated.plan.tasks:
                 views.append((run.name, evaluated.view(task), number))
     return views
 

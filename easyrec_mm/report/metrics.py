@@ -57,7 +57,8 @@ def _table(context: Context, evaluated: Evaluated, others: Sequence[Comparison],
     for name in names:
         row = [Cell(name, name), *_value_cells(evaluated.results, name)]
         for other in others:
-            row.append(_value_cells(other.evaluated.results, name)[0] if other.evaluated else Cell("", None))
+            results = other.evaluated.results if other.evaluated and name in other.shared else EvalResults()
+            row.append(_value_cells(results, name)[0])
             row += difference_cells(other.differences.get(name), kinds[name])
         rows.append(row)
     return Table(columns, rows)

@@ -83,8 +83,8 @@ def _of_task(context: Context, task: Task) -> Sequence[Part]:
     for number, run in enumerate(context.runs):
         try:
             evaluated = context.evaluated_of(run)
-            if task.name not in {other.name for other in evaluated.plan.tasks}:
-                raise Unavailable(f"it has no tower '{task.name}'")
+            if task not in evaluated.plan.tasks:
+                raise Unavailable(f"it has no tower '{task.name}' of the same label and output.")
             view = evaluated.view(task)
             curve = rank_curve(view)
         except (UserError, Unavailable) as error:
