@@ -18,6 +18,7 @@ from easyrec_mm.evaluation.metrics import LogLoss
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import CLUSTER
 from easyrec_mm.evaluation.views import View
+from easyrec_mm.evaluation.weights import ClusterWeights
 from easyrec_mm.pages.render import render
 from easyrec_mm.report import calibration
 from easyrec_mm.report.compared import why_not_paired
@@ -157,6 +158,18 @@ def test_each_sample_is_recalibrated_by_the_others():
         expected[fold == number] = fit.predict(score[fold == number])
     np.testing.assert_allclose(result, expected, atol=1e-6)
     assert log_loss(label, np.clip(result, 1e-7, 1 - 1e-7)) < log_loss(label, score) - 0.003
+
+
+def test_estimates_before_and_after_are_those_of_the_metrics():
+    label, score, cluster = clicks(3000)
+    rows = calibration.recalibrated(evaluated_of(label, score, cluster), CLICK).rows
+    estimates = calibration.estimates_of(rows, ClusterWeights(20, 3))
+    for score_name, of_score in estimates.items():
+        for name, metric in calibration.METRICS.items():
+            expected = metric.estimate(View(rows, "label", score_name, CLUSTER, ClusterWeights(20, 3)))
+            assert of_score[name].value == pytest.approx(expected.value, rel=1e-12)
+            np.testing.assert_allclose(of_score[name].replicates, expected.replicates, rtol=1e-9)
+            assert of_score[name].num_clusters == len(np.unique(cluster))
 
 
 def test_samples_of_a_cluster_are_in_one_fold():

@@ -13,12 +13,12 @@ from sklearn.isotonic import IsotonicRegression
 
 from easyrec_mm.errors import UserError
 from easyrec_mm.evaluation.calibration import CalibrationCurve
-from easyrec_mm.evaluation.estimates import difference, interval
-from easyrec_mm.evaluation.metrics import ECE, Calibration, LogLoss, Metric, NormalizedEntropy
+from easyrec_mm.evaluation.estimates import Estimate, difference, interval
+from easyrec_mm.evaluation.metrics import ECE, Calibration, LogLoss, NormalizedEntropy, SumMetric
 from easyrec_mm.evaluation.plan import label_column, score_column
 from easyrec_mm.evaluation.rows import Rows
-from easyrec_mm.evaluation.summary import CLUSTER, Entry, Summary, summarize
-from easyrec_mm.evaluation.views import Floats, View
+from easyrec_mm.evaluation.summary import CLUSTER
+from easyrec_mm.evaluation.views import CHUNK_NUMBERS, Floats, View
 from easyrec_mm.evaluation.weights import ClusterWeights
 from easyrec_mm.report.context import Context
 from easyrec_mm.report.evaluated import Evaluated
@@ -34,7 +34,7 @@ NUM_FOLDS = 5
 _LOG_FROM = 50
 # More samples would change no digit that is shown.
 _MAX_FITTED = 2_000_000
-_METRICS: dict[str, Metric] = {
+METRICS: dict[str, SumMetric] = {
     "log_loss": LogLoss(), "normalized_entropy": NormalizedEntropy(), "calibration": Calibration(), "ece": ECE(),
 }  # fmt: skip
 _BEFORE, _AFTER = "score", "recalibrated"
@@ -158,14 +158,11 @@ def _others(context: Context, task: Task) -> list[tuple[str, View, int]]:
 
 def _table(evaluated: Evaluated, result: Recalibrated) -> Part:
     bootstrap = evaluated.plan.bootstrap
-    summaries: list[Summary] = []
-    for score in (_BEFORE, _AFTER):
-        entries = [Entry(name, metric, "label", score) for name, metric in _METRICS.items()]
-        weights = ClusterWeights(evaluated.plan.weights.num_replicates, bootstrap.seed)
-        summaries.append(summarize(result.rows, entries, (), weights))
-    before, after = (summary.estimates for summary in summaries)
+    weights = ClusterWeights(evaluated.plan.weights.num_replicates, bootstrap.seed)
+    estimates = estimates_of(result.rows, weights)
+    before, after = estimates[_BEFORE], estimates[_AFTER]
     rows = []
-    for name in _METRICS:
+    for name in METRICS:
         row = [Cell(name, name)]
         for estimate in (before[name], after[name]):
             limits = interval(estimate, bootstrap.level)
@@ -174,3 +171,33 @@ def _table(evaluated: Evaluated, result: Recalibrated) -> Part:
         change = difference(after[name], before[name], bootstrap.level)
         rows.append([*row, *difference_cells(change, name)[:2]])
     return Table(["metric", "as predicted", "interval", "recalibrated", "interval", "change", "interval"], rows)
+
+
+def estimates_of(rows: Rows, weights: ClusterWeights) -> dict[str, dict[str, Estimate]]:
+    """Return score -> metric -> its estimate, before and after recalibration.
+
+    All are means over the same weighted samples, whose weights take most of the time: they are drawn once.
+    """
+    clusters = np.unique(rows.column(CLUSTER))
+    weights.prepare(clusters)
+    sums: dict[str, Any] = {_BEFORE: 0.0, _AFTER: 0.0}
+    for chunk in rows.chunks(["label", _BEFORE, _AFTER, CLUSTER], max(1, CHUNK_NUMBERS // weights.num_columns)):
+        drawn = weights.of(chunk[CLUSTER]).astype(np.float64)  # [N, W]
+        label = chunk["label"].astype(np.float64)
+        for score in sums:
+            terms = [metric.terms(label, chunk[score].astype(np.float64)) for metric in METRICS.values()]
+            sums[score] = sums[score] + np.concatenate([*terms, np.ones((1, len(label)))]) @ drawn
+    return {score: _estimates(of_score, len(clusters)) for score, of_score in sums.items()}
+
+
+def _estimates(sums: Floats, num_clusters: int) -> dict[str, Estimate]:
+    """Return the estimates of the metrics from the sums `[terms of all + 1, W]` of their terms and of the weights."""
+    one = np.ones(1)
+    counts = [len(metric.terms(one, one)) for metric in METRICS.values()]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = np.split(sums[:-1] / sums[-1], np.cumsum(counts)[:-1])
+        values = [metric.of_means(mean) for metric, mean in zip(METRICS.values(), means, strict=True)]
+    return {
+        name: Estimate(float(value[0]), np.where(np.isfinite(value[1:]), value[1:], np.nan), "", num_clusters)
+        for name, value in zip(METRICS, values, strict=True)
+    }

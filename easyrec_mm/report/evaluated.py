@@ -57,7 +57,7 @@ class Evaluated:
     num_groups   number of groups
     rankings     name of a task -> its best and worst samples
     bad_records  what could not be read
-    seconds      seconds of the pass: reading, and computing the outputs
+    seconds      seconds of the pass: loading the model, reading, and computing the outputs
     """
 
     rows: Rows
@@ -130,6 +130,7 @@ def evaluate(run: Run, pipeline: Pipeline, path: str, setting: str) -> Evaluated
     Raises:
       DataError: if the files cannot be read, or have no samples.
     """
+    started = time.perf_counter()
     config, schema = pipeline.config, pipeline.schema
     plan = eval_plan(config, schema, confidence=True)
     # What cannot be read is shown on the page, however much it is: a page without metrics would help nobody. The lists
@@ -139,7 +140,6 @@ def evaluate(run: Run, pipeline: Pipeline, path: str, setting: str) -> Evaluated
     inputs = evaluation_input(run.model, config, plan, path, setting, bad_records, run.vectors, shown_fields)
     collected = _Collected(plan, schema, inputs, plan_fields=plan.fields)
     rows = Rows(memory_of(config))
-    started = time.perf_counter()
     batches = prediction_batches(run.model, inputs)
     for item, outputs in outputs_of_items(run.model, batches, inputs.spec(), "evaluate"):
         rows.append(collected.columns(item, outputs))
