@@ -34,7 +34,7 @@ trace_without_stacks()
 
 FILES_WITH_SLOW_FIXTURES = (
     "test_worth", "test_image_exports", "test_features_flow", "test_group_spark", "test_tasks_spark", "test_watch",
-    "test_search", "test_serve_constants",
+    "test_search", "test_serve_constants", "test_report",
 )  # fmt: skip
 # Most of them start processes, and one that begins when all others are done would be waited for.
 FILES_WITH_LONG_TESTS = (
