@@ -99,7 +99,7 @@ def _of_task(context: Context, task: Task) -> Sequence[Part]:
     )
     before = Plot(_plot([(context.run.name, result.view(_BEFORE), 0), *_others(context, task)]), "As predicted", about)
     name = f"{context.run.name}, recalibrated"
-    after = Plot(_plot([(name, result.view(_AFTER), 1)]), "After isotonic recalibration", "The same, on its own axes.")
+    after = Plot(_plot([(name, result.view(_AFTER), 3)]), "After isotonic recalibration", "The same, on its own axes.")
     sample = f" Of {_MAX_FITTED:,} random samples." if result.is_sample else ""
     note = (
         f"Isotonic regression, each sample corrected by a fit to the other {NUM_FOLDS - 1} of {NUM_FOLDS} parts of the "
