@@ -16,7 +16,7 @@ from less_work import collect_seldom, keep_kernels, trace_without_stacks
 from model_helpers import use_tiny_backbone
 from reference import reference_config, write_config
 from s3_server import s3_server
-from servers import PostgresServer, RedisServer
+from servers import PostgresServer, RedisServer, find
 from training_helpers import make_training_data, use_backbone_of_three_stages
 
 from easyrec_mm.cli.main import main
@@ -34,7 +34,7 @@ trace_without_stacks()
 
 FILES_WITH_SLOW_FIXTURES = (
     "test_worth", "test_image_exports", "test_features_flow", "test_group_spark", "test_tasks_spark", "test_watch",
-    "test_search", "test_serve_constants", "test_docs_commands", "test_tensorboard",
+    "test_search", "test_serve_constants", "test_docs_commands", "test_tensorboard", "test_report",
 )  # fmt: skip
 # Most of them start processes, and one that begins when all others are done would be waited for.
 FILES_WITH_LONG_TESTS = (
@@ -152,6 +152,24 @@ def servers():
     yield get
     for server in started.values():
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium, driven by Playwright; skips where it is not installed, but never in continuous integration."""
+    from playwright.sync_api import sync_playwright
+
+    try:
+        path = find("chromium")
+    except FileNotFoundError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    with sync_playwright() as driver:
+        # Root may not use Chromium's sandbox, and pages of tests are our own.
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(params=["lmdb", "redis", "postgres"])

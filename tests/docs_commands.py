@@ -46,6 +46,7 @@ NOT_RUN = {
     r"--workers host0:2222": "needs several machines; tests/test_cluster.py",
     r"--watch\b": "waits for a training; tests/test_watch.py",
     r"^easyrec-mm tune": "trains several models; tests/test_tune_search.py",
+    r"^easyrec-mm report": "takes half a minute; tests/test_report.py opens the page in a browser",
     r"^tensorboard": "is a server that does not end; tests/test_tensorboard.py reads what it would show",
     r"^easyrec-mm worth": "trains three models; tests/test_worth.py",
     r"^easyrec-mm replay": "needs a step that failed; tests/test_replay.py",

@@ -43,6 +43,7 @@ EXPLAINED_IN = {
     "replay": "training.md",
     "deploy": "scaling.md",
     "eval": "metrics.md",
+    "report": "report.md",
     "predict": "data_format.md",
     "worth": "worth.md",
     "export": "export.md",

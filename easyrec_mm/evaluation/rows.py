@@ -40,6 +40,7 @@ class Rows:
         self._batches: list[Columns] = []
         self._num_bytes = 0
         self._num_rows = 0
+        self._names: tuple[str, ...] = ()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._num_files = 0
         # The last requested order, because many readers request the same one.
@@ -57,6 +58,11 @@ class Rows:
         return self._num_rows
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns; () before rows are appended."""
+        return self._names
+
+    @property
     def is_on_disk(self) -> bool:
         """Whether the rows exceeded the memory limit."""
         return self._folder is not None
@@ -72,6 +78,7 @@ class Rows:
         if len(lengths) != 1 or any(values.ndim != 1 for values in batch.values()):
             raise ValueError(f"columns of shapes { {name: v.shape for name, v in batch.items()} }; give [N] each")
         self._sorted = None
+        self._names = tuple(batch)
         self._batches.append(batch)
         self._num_rows += lengths.pop()
         self._num_bytes += sum(values.nbytes for values in batch.values())

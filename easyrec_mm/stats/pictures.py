@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -43,6 +45,7 @@ class Picture(NamedTuple):
     alike          perceptual hash, 64 bits: DCT of the grey picture (imagehash.phash)
     colours        uint8 `[48]`: mean red, green and blue of 4 x 4 cells
     thumbnail      JPEG
+    content        hash of the file, equal only for the same bytes
     """
 
     path: str
@@ -54,6 +57,7 @@ class Picture(NamedTuple):
     alike: int
     colours: NDArray[np.uint8]
     thumbnail: bytes
+    content: bytes
 
 
 @dataclass
@@ -72,6 +76,12 @@ class PathStats:
         """Return the number of different paths."""
         self._compact()
         return self._num_kept
+
+    @property
+    def hashes(self) -> Hashes:
+        """Return the hashes of the different paths, as hash_column computes them, ascending."""
+        self._compact()
+        return self._hashes[0] if self._hashes else np.zeros(0, np.uint64)
 
     @property
     def sample(self) -> list[tuple[str, str]]:
@@ -106,18 +116,18 @@ class PictureStats:
     """Statistics of the pictures that were opened.
 
     problems  (path, problem) of the pictures that cannot be read
-    alike     groups of similar pictures, the largest first
     """
 
     pictures: list[Picture]
     problems: list[tuple[str, str]]
-    alike: list[list[Picture]] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def alike(self) -> list[list[Picture]]:
+        """Groups of similar pictures, the largest first."""
         hashes = np.array([picture.alike for picture in self.pictures], np.uint64)
         colours = np.array([picture.colours for picture in self.pictures]).reshape(-1, 3 * _COLOUR_CELLS**2)
         groups = [[self.pictures[i] for i in group] for group in groups_alike(hashes, colours)]
-        self.alike = sorted(groups, key=lambda group: (-len(group), group[0].path))
+        return sorted(groups, key=lambda group: (-len(group), group[0].path))
 
     def counts(self, attribute: str) -> Counter[str]:
         """Return the number of pictures by "format", "mode" or "size"."""
@@ -172,7 +182,8 @@ def _look_at(path: str, content: bytes, image: Image) -> Picture | str:
     cells = PIL.Image.fromarray(pixels).resize((_COLOUR_CELLS, _COLOUR_CELLS), PIL.Image.Resampling.BOX)
     colours = np.asarray(cells).reshape(-1)
     small = thumbnail(pixels, _THUMBNAIL)
-    return Picture(path, len(content), format_of(content), _mode(content), width, height, alike, colours, small)
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return Picture(path, len(content), format_of(content), _mode(content), width, height, alike, colours, small, digest)
 
 
 def _mode(content: bytes) -> str:
