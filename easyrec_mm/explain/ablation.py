@@ -22,14 +22,18 @@ from easyrec_mm.evaluation.summary import Summary, summarize
 from easyrec_mm.explain.rec_part import RecPart, feature_sets
 from easyrec_mm.explain.samples import Features, Samples, take
 from easyrec_mm.features.feature import Feature
+from easyrec_mm.schema import Schema
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 MEAN_PICTURE, OTHER_PICTURE = "picture: the mean of all", "picture: that of another item"
-# Samples that are predicted with a part replaced, over all parts and permutations.
+# What all parts and permutations may cost: predictions, and numbers of which metrics and their replicates are made.
+# They take about five and fifteen seconds of a processor.
 _MAX_PREDICTIONS = 1_000_000
+_MAX_NUMBERS = 450_000_000
+_LEAST_SAMPLES = 500
 _MAX_REPEATS = 5
 
 
@@ -79,9 +83,15 @@ class Pictures:
     has_picture: Bools
 
 
-def num_samples_for(num_parts: int, most: int) -> int:
-    """Return how many samples, at most `most`, can be predicted once for each of so many replaced parts."""
-    return max(1, min(most, _MAX_PREDICTIONS // max(1, num_parts)))
+def most_samples(plan: EvalPlan, schema: Schema) -> int:
+    """Return the number of samples with which each part of the input can be replaced once at a reasonable cost."""
+    num_parts = len(feature_sets(schema)) + 3  # the input as it is, and two changes of pictures
+    return max(_LEAST_SAMPLES, _affordable(plan) // num_parts)
+
+
+def _affordable(plan: EvalPlan) -> int:
+    """Return how many samples may be predicted and evaluated, over all parts and permutations."""
+    return min(_MAX_PREDICTIONS, _MAX_NUMBERS // (max(1, len(plan.entries)) * plan.weights.num_columns))
 
 
 def ablate(rec: RecPart, samples: Samples, pictures: Pictures | None, plan: EvalPlan, seed: int = 0) -> Ablation:
@@ -105,8 +115,7 @@ def ablate(rec: RecPart, samples: Samples, pictures: Pictures | None, plan: Eval
             changes.append(Change(name, "picture", _differences([summary], unchanged, level)))
     sets = feature_sets(rec.model.schema)
     by_name = {feature.name: feature for feature in rec.model.schema.features}
-    num_repeats = _MAX_PREDICTIONS // max(1, len(sets) * len(samples))
-    num_repeats = min(_MAX_REPEATS, max(1, num_repeats))
+    num_repeats = min(_MAX_REPEATS, max(1, _affordable(plan) // max(1, len(sets) * len(samples))))
     for number, (name, members) in enumerate(sets.items()):
         summaries = []
         for repeat in range(num_repeats):

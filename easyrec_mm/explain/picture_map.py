@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from easyrec_mm.store.similarity import fit
 
@@ -20,6 +21,8 @@ LEAST_ITEMS = 5
 _NUM_COMPONENTS = 30
 _PERPLEXITY = 30.0
 _NUM_ITERATIONS = 500
+# With fewer items, threads wait for each other longer than they compute.
+_FEW_ITEMS = 1000
 
 
 def place_items(vectors: Floats, seed: int = 0) -> Floats:
@@ -31,14 +34,14 @@ def place_items(vectors: Floats, seed: int = 0) -> Floats:
     if len(vectors) < LEAST_ITEMS:
         raise ValueError(f"{len(vectors)} items make no map; give at least {LEAST_ITEMS}")
     units = fit("centred", vectors).unit(vectors)
+    if not np.ptp(units, axis=0).any():
+        return np.zeros((len(vectors), 2), np.float32)
     num_components = min(_NUM_COMPONENTS, *units.shape)
     reduced = PCA(num_components, svd_solver="full", random_state=seed).fit_transform(units).astype(np.float32)
-    deviation = float(reduced[:, 0].std())
-    if deviation == 0:
-        return np.zeros((len(vectors), 2), np.float32)
     # As scikit-learn's init="pca" does, without computing the components again.
     first = np.zeros((len(vectors), 2), np.float32)
-    first[:, : min(2, num_components)] = reduced[:, :2] / deviation * 1e-4
+    first[:, : min(2, num_components)] = reduced[:, :2] / reduced[:, 0].std() * 1e-4
     perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init=first, max_iter=_NUM_ITERATIONS, random_state=seed, n_jobs=-1)
-    return np.asarray(tsne.fit_transform(reduced), np.float32)
+    with threadpool_limits(1 if len(vectors) < _FEW_ITEMS else None, "openmp"):
+        return np.asarray(tsne.fit_transform(reduced), np.float32)

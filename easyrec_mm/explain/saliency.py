@@ -1,9 +1,10 @@
 """Saliency: which parts of a picture raise the logit of a task.
 
 Convolutional towers: Grad-CAM (Selvaraju et al., ICCV 2017) of the last feature map. Transformers: gradient times
-input of the tokens that enter the last block, which hold what the class token, or the mean of the tokens, takes from
-each patch; the same product summed over channels, not averaged first as in Grad-CAM, because the gradients of tokens
-differ from patch to patch. Other towers: the gradient of the pixels (Simonyan et al., ICLR 2014 workshop).
+input of the tokens of patches that enter the last block, less their mean: how much the logit would fall, to first
+order, if a patch were like the mean of all. The product with the token itself would be 0 wherever only attention reads
+it, because the layer normalisation before attention ignores the length of a token. Other towers: the gradient of the
+pixels (Simonyan et al., ICLR 2014 workshop).
 What descriptors add to the features does not pass through the feature map, and is not shown by it.
 Legend: P pictures of an item, h x w places of a map, F channels.
 """
@@ -138,7 +139,8 @@ def _maps(
         weights = gradient.mean(axis=(1, 2), keepdims=True)
         yield from np.maximum((weights * explained).sum(axis=-1), 0)
     elif method == "gradient x token":
-        products = (explained * gradient).sum(axis=-1)[:, num_special:]
+        tokens, gradient = explained[:, num_special:], gradient[:, num_special:]
+        products = ((tokens - tokens.mean(axis=1, keepdims=True)) * gradient).sum(axis=-1)
         for of_picture in np.maximum(products, 0):
             yield of_picture.reshape(_grid(len(of_picture), *size))
     else:
