@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 
 from easyrec_mm.store.similarity import fit
 
@@ -21,8 +20,8 @@ LEAST_ITEMS = 5
 _NUM_COMPONENTS = 30
 _PERPLEXITY = 30.0
 _NUM_ITERATIONS = 500
-# With fewer items, threads wait for each other longer than they compute.
-_FEW_ITEMS = 1000
+# With fewer items, the threads of the tree algorithm wait for each other longer than exact gradients take.
+_FEW_ITEMS = 300
 
 
 def place_items(vectors: Floats, seed: int = 0) -> Floats:
@@ -41,7 +40,12 @@ def place_items(vectors: Floats, seed: int = 0) -> Floats:
     # As scikit-learn's init="pca" does, without computing the components again.
     first = np.zeros((len(vectors), 2), np.float32)
     first[:, : min(2, num_components)] = reduced[:, :2] / reduced[:, 0].std() * 1e-4
-    perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
-    tsne = TSNE(2, perplexity=perplexity, init=first, max_iter=_NUM_ITERATIONS, random_state=seed, n_jobs=-1)
-    with threadpool_limits(1 if len(vectors) < _FEW_ITEMS else None, "openmp"):
-        return np.asarray(tsne.fit_transform(reduced), np.float32)
+    tsne = TSNE(
+        perplexity=min(_PERPLEXITY, (len(vectors) - 1) / 3),
+        init=first,
+        max_iter=_NUM_ITERATIONS,
+        method="exact" if len(vectors) < _FEW_ITEMS else "barnes_hut",
+        random_state=seed,
+        n_jobs=-1,
+    )
+    return np.asarray(tsne.fit_transform(reduced), np.float32)

@@ -77,6 +77,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.number)
 
+    def rows(self, rows: Ints | list[int]) -> Features:
+        """Return the features of these samples."""
+        return take(self.features, np.asarray(rows, np.int64))
+
 
 class ReadSamples(NamedTuple):
     """What was read of the evaluation data.
