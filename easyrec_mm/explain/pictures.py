@@ -112,9 +112,11 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
 
 
 def tile(pixels: Pixels) -> Pixels:
-    """Return pixels `[H, W, C]` as a small picture `[TILE, TILE, 3]`, whole, with grey margins."""
+    """Return pixels `[H, W, C]` as a picture of `[TILE, TILE, 3]`, whole, with grey margins."""
     picture = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-    picture.thumbnail((TILE, TILE), PIL.Image.Resampling.BOX)
+    factor = TILE / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    picture = picture.resize(size, PIL.Image.Resampling.BICUBIC, reducing_gap=2.0)
     result = PIL.Image.new("RGB", (TILE, TILE), (_GREY,) * 3)
     result.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
     return np.asarray(result)

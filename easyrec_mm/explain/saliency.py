@@ -1,6 +1,7 @@
 """Saliency: which parts of a picture raise the logit of a task.
 
-Convolutional towers: Grad-CAM (Selvaraju et al., ICCV 2017) of the last feature map. Transformers: gradient times
+Convolutional towers: Grad-CAM (Selvaraju et al., ICCV 2017) of the last stage whose map is not too coarse: that of the
+last one, unless the pictures are small. Transformers: gradient times
 input of the tokens of patches that enter the last block, less their mean: how much the logit would fall, to first
 order, if a patch were like the mean of all. The product with the token itself would be 0 wherever only attention reads
 it, because the layer normalisation before attention ignores the length of a token. Other towers: the gradient of the
@@ -11,7 +12,7 @@ Legend: P pictures of an item, h x w places of a map, F channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,6 +30,8 @@ Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 Method = Literal["Grad-CAM", "gradient x token", "gradient of pixels"]
 
+# Least places along the sides of a feature map.
+_LEAST_PLACES = 5
 # Side of the map of gradients of pixels, which are too noisy one by one.
 _CELLS = 14
 # Colours of saliency from none to most, red, green, blue: they differ in lightness, too.
@@ -67,19 +70,16 @@ def saliency(
     method = _method(tower)
     x = tf.cast(tf.constant(pixels), tf.float32)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-        if method != "Grad-CAM":
-            tape.watch(x)
+        tape.watch(x)
         categories = tf.fill([len(pixels)], tf.constant(category, tf.int64))
-        with _entering_last_block(tower, method) as tokens:
+        with _noted(tower, method) as noted:
             mapped = tower.feature_map(x, categories)
-        if method == "Grad-CAM":
-            tape.watch(mapped)
         vectors = tower.vectors(tower.pooled(mapped, x))
         pooled = item.pooled(vectors, tf.zeros([len(pixels)], tf.int32), 1) if len(pixels) > 1 else vectors
         vector = item(pooled, tf.constant([True]), training=False)
         logits, _ = model.rec(features, vector, training=False)
         logit = logits[task][0, class_index]
-    explained = {"Grad-CAM": mapped, "gradient x token": tokens[0] if tokens else x, "gradient of pixels": x}[method]
+    explained = x if method == "gradient of pixels" else _finest_enough(noted)
     gradient = tape.gradient(logit, explained, unconnected_gradients="zero")
     explained, gradient = tf.cast(explained, tf.float32).numpy(), tf.cast(gradient, tf.float32).numpy()
     maps = _maps(method, explained, gradient, tower.num_special, pixels.shape[1:3])
@@ -111,24 +111,39 @@ def _method(tower: ImageTower) -> Method:
 
 
 @contextmanager
-def _entering_last_block(tower: ImageTower, method: Method) -> Iterator[list[tf.Tensor]]:
-    """Yield a list; a call of a transformer's tower adds the tokens `[P, T, F]` that enter its last block."""
-    tokens: list[tf.Tensor] = []
-    if method != "gradient x token":
-        yield tokens
-        return
-    block = tower.stages[-1].layers[0]
-    call = block.call
-
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        tokens.append(args[0] if args else next(iter(kwargs.values())))
-        return call(*args, **kwargs)
-
-    block.call = noting
+def _noted(tower: ImageTower, method: Method) -> Iterator[list[tf.Tensor]]:
+    """Yield a list to which a call of the tower adds the map of each stage, or of a transformer the tokens."""
+    noted: list[tf.Tensor] = []
+    # Operation -> which of its outputs to note; None for its input.
+    places: list[tuple[Any, int | None]] = []
+    if method == "gradient x token":
+        places = [(tower.stages[-1].layers[0], None)]
+    elif method == "Grad-CAM":
+        ends = [stage.block_ends[-1]._keras_history for stage in tower.stages]
+        places = [(end.operation, end.tensor_index) for end in ends]
+    calls = [operation.call for operation, _ in places]
+    for (operation, index), call in zip(places, calls, strict=True):
+        operation.call = _noting(call, noted, index)
     try:
-        yield tokens
+        yield noted
     finally:
-        block.call = call
+        for (operation, _), call in zip(places, calls, strict=True):
+            operation.call = call
+
+
+def _noting(call: Callable[..., Any], noted: list[tf.Tensor], index: int | None) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        outputs = call(*args, **kwargs)
+        noted.append(tf.nest.flatten((args, kwargs))[0] if index is None else tf.nest.flatten(outputs)[index])
+        return outputs
+
+    return run
+
+
+def _finest_enough(noted: list[tf.Tensor]) -> tf.Tensor:
+    """Return the last of several maps that is not too coarse, or the finest; of tokens, the only ones."""
+    is_fine = [x.shape.rank == 3 or min(x.shape[1:3]) >= _LEAST_PLACES for x in noted]
+    return noted[len(noted) - 1 - is_fine[::-1].index(True)] if any(is_fine) else noted[0]
 
 
 def _maps(

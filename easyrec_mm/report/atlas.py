@@ -25,7 +25,7 @@ from easyrec_mm.schema import Task
 
 Floats = npt.NDArray[np.float64]
 
-_HEIGHT = 620
+_HEIGHT = 560
 # Sheets of small pictures: so many in a row, and rows.
 _SHEET_SIDE = 32
 _QUALITY = 75
@@ -109,7 +109,7 @@ def _title(task: Task) -> str:
 def _figure() -> go.Figure:
     figure = new_figure("", "", _HEIGHT)
     for update in (figure.update_xaxes, figure.update_yaxes):
-        update(showticklabels=False, showgrid=False, zeroline=False)
+        update(showticklabels=False, showgrid=False, zeroline=False, showline=False)
     figure.update_yaxes(scaleanchor="x")
     return figure
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,13 +19,14 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.evaluation.plan import label_column
 from easyrec_mm.explain.ablation import most_samples
 from easyrec_mm.explain.pictures import ItemPictures, embed_items
 from easyrec_mm.explain.rec_part import RecPart
 from easyrec_mm.explain.samples import Item, Limits, ReadSamples, explained_plan, read_samples
 from easyrec_mm.explain.untrained import NoUntrainedModelError, untrained_model
 from easyrec_mm.network.model import MultimodalModel
-from easyrec_mm.report.extremes import in_words
+from easyrec_mm.report.extremes import Sample, in_words
 from easyrec_mm.report.section import Part, Text, Unavailable
 from easyrec_mm.schema import Schema, Task
 
@@ -46,12 +47,11 @@ _CATEGORY = [
 
 @dataclass(frozen=True)
 class ChosenSample:
-    """A sample whose prediction is explained: why it was chosen, its row in `ReadSamples.asked`, label and score."""
+    """A sample whose prediction is explained: why it was chosen, its row in `ReadSamples.asked`, and its label."""
 
     title: str
     row: int
     label: float
-    score: float
 
 
 class Explained:
@@ -113,7 +113,7 @@ class Explained:
         """The samples, and the items of which pictures are shown."""
         plan = explained_plan(self._run.pipeline.config, self.schema)
         limits = Limits(min(MOST_SAMPLES, most_samples(plan, self.schema)), self._context.num_pictures)
-        asked = {number for of_task in self._asked.values() for _, number, *_ in of_task}
+        asked = {number for of_task in self._asked.values() for _, number, _ in of_task}
         num_read = len(self._context.evaluated.rows)
         return read_samples(self.inputs, self.schema, plan, limits, self.category_field, asked, num_read)
 
@@ -156,8 +156,8 @@ class Explained:
         """Return the samples of a task whose predictions are explained: extreme ones, and some at random."""
         row_of = {number: row for row, number in enumerate(self.read.asked.number.tolist())}
         return [
-            ChosenSample(title, row_of[number], label, score)
-            for title, number, label, score in self._asked[task.name]
+            ChosenSample(title, row_of[number], label)
+            for title, number, label in self._asked[task.name]
             if number in row_of
         ]
 
@@ -195,21 +195,19 @@ class Explained:
         return picture_name(item.paths[0]) if item.paths else "no picture"
 
     @cached_property
-    def _asked(self) -> dict[str, list[tuple[str, int, float, float]]]:
-        """For each task the samples to explain: why it was chosen, its number, label and score."""
+    def _asked(self) -> dict[str, list[tuple[str, int, float]]]:
+        """For each task the samples to explain: why it was chosen, its number and its label."""
         evaluated = self._context.evaluated
+        at_random = evaluated.choose(_NUM_RANDOM).tolist()
         asked = {}
         for task in self.tasks:
-            rankings = evaluated.rankings[task.name]
             of_task = [
-                (ranking.title, sample.number, sample.label, sample.score)
-                for ranking in rankings
-                for sample in in_words(ranking.samples)[:_NUM_EXTREME]
+                (ranking.title, sample.number, sample.label)
+                for ranking in evaluated.rankings[task.name]
+                for sample in _of_different_pictures(in_words(ranking.samples))
             ]
-            labels = evaluated.rows.column(f"label:{task.label}")
-            for number in evaluated.choose(_NUM_RANDOM).tolist():
-                of_task.append(("at random", number, float(labels[number]), float("nan")))
-            asked[task.name] = of_task
+            labels = evaluated.rows.column(label_column(task))
+            asked[task.name] = [*of_task, *[("at random", number, float(labels[number])) for number in at_random]]
         return asked
 
     @contextmanager
@@ -220,6 +218,15 @@ class Explained:
             yield
         finally:
             self.model_seconds += time.perf_counter() - started
+
+
+def _of_different_pictures(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the first samples of a ranking, of different pictures where there are enough of them."""
+    first: dict[bytes | None, Sample] = {}
+    for sample in samples:
+        first.setdefault(sample.picture, sample)
+    others = [sample for sample in samples if all(sample is not other for other in first.values())]
+    return [*first.values(), *others][:_NUM_EXTREME]
 
 
 def picture_name(path: bytes) -> str:

@@ -17,6 +17,8 @@ from easyrec_mm.report.section import Cell, Choice, Part, Plot, Table, Text, Una
 
 # Parts of the input in a plot; the table has all.
 _MOST_SHOWN = 30
+# Differences that are differences of rounding.
+_ROUNDING = 1e-12
 
 
 def influence(context: Context) -> Sequence[Part]:
@@ -103,7 +105,7 @@ def _add_changes(figure: go.Figure, changes: list[Change], name: str, kind: str,
 
 def _table(result: Ablation, task: str, names: list[str]) -> Table:
     rows = [
-        [Cell(change.name, change.name), *[_cell(change.differences[name]) for name in names]]
+        [Cell(change.name, change.name, "number"), *[_cell(change.differences[name]) for name in names]]
         for change in sorted(result.changes, key=lambda change: -_size(change.differences[names[0]]))
     ]
     return Table(["replaced", *[_short(name, task) for name in names]], rows, f"Changes of the metrics of {task}")
@@ -114,9 +116,9 @@ def _cell(difference: Difference) -> Cell:
         return Cell("undefined", None, "quiet")
     if math.isnan(difference.low):
         return Cell(f"{difference.value:+.4g}", difference.value, "quiet")
-    text = f"{difference.value:+.4g} [{difference.low:+.2g}, {difference.high:+.2g}]"
-    is_sure = difference.low > 0 or difference.high < 0
-    return Cell(text, difference.value, "number" if is_sure else "quiet")
+    value, low, high = (0.0 if abs(v) < _ROUNDING else v for v in (difference.value, difference.low, difference.high))
+    is_sure = low > 0 or high < 0
+    return Cell(f"{value:+.4g} [{low:+.2g}, {high:+.2g}]", value, "number" if is_sure else "quiet")
 
 
 def _size(difference: Difference) -> float:

@@ -102,18 +102,18 @@ def _plot(result: Attributions, number: int, texts: dict[str, str], sample: Chos
         marker={"color": [colour(0) if length >= 0 else colour(1) for length in lengths]},
         text=[f"{length:+.3g}" for length in lengths],
         textposition="auto",
+        cliponaxis=False,
         hovertemplate="%{y}: %{text}<extra></extra>",
         showlegend=False,
     )
-    for value, name in ((result.baselines[number], "baseline"), (result.logits[number], "sample")):
-        figure.add_vline(
-            float(value),
-            line={"color": QUIET, "width": 1, "dash": "dot"},
-            annotation={"text": f"{name} {value:.3g}", "font": {"color": QUIET}, "yref": "paper", "y": 1.0},
-        )
+    start, end = float(result.baselines[number]), float(result.logits[number])
+    for value in (start, end):
+        figure.add_vline(value, line={"color": QUIET, "width": 1, "dash": "dot"})
+    margin = 0.12 * max(np.ptp([*starts, end]), 1e-6)  # for the figures beside the bars
+    figure.update_xaxes(range=[min(*starts, end) - margin, max(*starts, end) + margin])
     figure.update_yaxes(autorange="reversed", type="category")
-    figure.update_layout(margin={"t": 24})
-    return Plot(figure, f"From the baseline to the logit, label {sample.label:g}", "", wide=True)
+    title = f"From {start:.3g}, the logit of the baseline, to {end:.3g}, that of the sample with label {sample.label:g}"
+    return Plot(figure, title, "Blue bars raise the logit, orange bars lower it.", wide=True)
 
 
 def _table(result: Attributions, names: list[str], task: Task) -> Table:
@@ -121,7 +121,7 @@ def _table(result: Attributions, names: list[str], task: Task) -> Table:
     rows = []
     for number, name in enumerate(names):
         figures = [result.baselines[number], result.logits[number], *result.values[number]]
-        rows.append([Cell(name, name), *[_cell(float(value)) for value in figures]])
+        rows.append([Cell(name, name, "number"), *[_cell(float(value)) for value in figures]])
     return Table(columns, rows, f"All parts, of the logit of {task.name}")
 
 

@@ -85,13 +85,17 @@ def _sheet(context: Context, explained: Explained, query: int, nearest: Sequence
     texts = [("the item",), *[_lines(neighbour) for neighbour in nearest]]
     shown = context.thumbnails([_first_good(explained, item) for item in items])
     return [
-        replace(picture, lines=tuple(line for line in (*lines, item.field) if line))
+        replace(picture, lines=tuple(line for line in (*lines, _kind(explained, item)) if line))
         for picture, item, lines in zip(shown, items, texts, strict=True)
     ]
 
 
 def _lines(neighbour: Neighbour) -> tuple[str, ...]:
     return f"{neighbour.cosine:.3f}", neighbour.duplicate
+
+
+def _kind(explained: Explained, item: Item) -> str:
+    return f"{explained.category_field} {item.field}" if explained.category_field else ""
 
 
 def _first_good(explained: Explained, item: Item) -> bytes:
