@@ -7,21 +7,27 @@ from functools import cached_property
 import numpy as np
 import pytest
 import tensorflow as tf
+from every_feature import write_data
 from model_helpers import make_pipeline
 from network_reference import randomise
 from sklearn.metrics import log_loss, roc_auc_score
-from training_helpers import Training, spy_on_loading, use_backbone_of_three_stages
+from training_helpers import Training, assert_same_values, optimizer, spy_on_loading, use_backbone_of_three_stages
 
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.explain import untrained
 from easyrec_mm.explain.ablation import MEAN_PICTURE, OTHER_PICTURE, Pictures, ablate, another_item, most_samples
+from easyrec_mm.explain.attribution import Logit, attribute
 from easyrec_mm.explain.neighbours import neighbours_of, shared_share
+from easyrec_mm.explain.path import VectorPath, ends_of, logits_at, mean_baseline
 from easyrec_mm.explain.picture_map import place_items
 from easyrec_mm.explain.pictures import TILE, embed_items, tile
 from easyrec_mm.explain.rec_part import RecPart, feature_sets
 from easyrec_mm.explain.samples import Limits, explained_plan, read_samples
+from easyrec_mm.explain.untrained import NoUntrainedModelError, untrained_model
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.schema import Attention
 
@@ -268,6 +274,68 @@ def test_more_parts_leave_fewer_samples(one, data, tmp_path):
     config.CopyFrom(one.config)
     config.eval_config.bootstrap.num_replicates = 2000
     assert most_samples(explained_plan(config, one.schema), one.schema) < full
+
+
+# --- Every kind of feature
+
+
+@pytest.mark.slow
+def test_every_kind_of_feature_is_read_replaced_and_attributed(tmp_path):
+    """Sequences, attentions of which one has the picture as its key, vectors from a store, lists with weights."""
+    write_data(tmp_path)
+    pipeline = load_pipeline(str(tmp_path / "x.config"))
+    config, schema = pipeline.config, pipeline.schema
+    config.eval_config.metrics_set.add().auc.SetInParent()
+    config.eval_config.bootstrap.num_replicates = 10
+    model = randomise(MultimodalModel(config, schema))
+    plan = explained_plan(config, schema)
+    records = BadRecords(None, 1.0)
+    inputs = Input(config.data_config, schema, config.train_input_path, "", records, kept_fields=plan.fields)
+    read = read_samples(inputs, schema, plan, Limits())
+    samples = read.samples
+    loader = PictureLoader(schema.image, picture_reader(config.data_config))
+    made = embed_items(read.items, [model], loader)
+    rec = RecPart(model, inputs.spec())
+    result = ablate(rec, samples, Pictures(made.vectors[0], made.has_picture), plan)
+    assert "seen + seen_categories" in {change.name for change in result.changes}
+    assert all(np.isfinite(change.differences["auc_click"].value) for change in result.changes)
+    # Attributions: their path ends at the prediction, and they add up.
+    vectors = made.vectors[0][samples.item]
+    ends = ends_of(model, samples.features)
+    logits = rec.outputs(samples.features, made.vectors[0], samples.item)["logits_click"]
+    at_end = logits_at(model, ends, ends.numbers, tf.constant(vectors))["click"][:, 0]
+    np.testing.assert_allclose(at_end, logits, rtol=1e-4, atol=1e-5)
+    baseline = mean_baseline(model, samples.features, len(samples))
+    path = VectorPath(vectors[:8], vectors.mean(axis=0))
+    attributions = attribute(model, samples.rows(list(range(8))), path, baseline, Logit("click", [0] * 8))
+    assert attributions.is_exact.all()
+    assert (np.abs(attributions.values).max(axis=0) > 0).all()
+
+
+# --- The model before training
+
+
+@pytest.mark.slow
+def test_the_untrained_model_is_the_one_that_the_training_began_with(data, tmp_path, monkeypatch):
+    training = Training(data, tmp_path / "a", train="num_steps: 2 save_checkpoints_steps: 2", optimizers=optimizer())
+    config, schema = training.run().pipeline.config, training.pipeline.schema
+    model, origin = untrained_model(config, schema)
+    assert origin == "random weights, by the seed"
+    values = {name: v.numpy() for name, v in model.named_variables().items()}
+    assert_same_values(values, training.history[0])
+    assert training.changed() & {name for name in values if name.startswith("image/")}
+    # A training that began with the weights of another one.
+    config.train_config.fine_tune_checkpoint = f"{training.model_dir}/model.ckpt-2"
+    model, origin = untrained_model(config, schema)
+    assert origin == f"the weights of '{training.model_dir}/model.ckpt-2'"
+    trained = {name: v for name, v in training.history[-1].items() if "seed" not in name}
+    assert_same_values({name: model.named_variables()[name].numpy() for name in trained}, trained)
+    config.train_config.fine_tune_checkpoint = f"{tmp_path}/gone"
+    with pytest.raises(NoUntrainedModelError, match=r"what the training started from cannot be loaded: .*gone"):
+        untrained_model(config, schema)
+    monkeypatch.setattr(untrained, "_MAX_TABLE_BYTES", 100)
+    with pytest.raises(NoUntrainedModelError, match=r"another 0\.0 GiB of memory for its tables"):
+        untrained_model(config, schema)
 
 
 # --- Neighbours and map
