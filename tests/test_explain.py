@@ -333,7 +333,7 @@ def test_the_untrained_model_is_the_one_that_the_training_began_with(data, tmp_p
     config.train_config.fine_tune_checkpoint = f"{tmp_path}/gone"
     with pytest.raises(NoUntrainedModelError, match=r"what the training started from cannot be loaded: .*gone"):
         untrained_model(config, schema)
-    monkeypatch.setattr(untrained, "_MAX_TABLE_BYTES", 100)
+    monkeypatch.setattr(untrained, "MAX_TABLE_BYTES", 100)
     with pytest.raises(NoUntrainedModelError, match=r"another 0\.0 GiB of memory for its tables"):
         untrained_model(config, schema)
 

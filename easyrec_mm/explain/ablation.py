@@ -30,9 +30,9 @@ Bools = npt.NDArray[np.bool_]
 
 MEAN_PICTURE, OTHER_PICTURE = "picture: the mean of all", "picture: that of another item"
 # What all parts and permutations may cost: predictions, and numbers of which metrics and their replicates are made.
-# They take about five and fifteen seconds of a processor.
+# They take about five and ten seconds of a processor.
 _MAX_PREDICTIONS = 1_000_000
-_MAX_NUMBERS = 450_000_000
+_MAX_NUMBERS = 250_000_000
 _LEAST_SAMPLES = 500
 _MAX_REPEATS = 5
 

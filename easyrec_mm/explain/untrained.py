@@ -9,7 +9,7 @@ from easyrec_mm.schema import Schema
 from easyrec_mm.training.warm_start import start_from_checkpoint
 
 # The tables exist a second time while the untrained model does.
-_MAX_TABLE_BYTES = 2 << 30
+MAX_TABLE_BYTES = 2 << 30
 
 
 class NoUntrainedModelError(Exception):
@@ -23,7 +23,7 @@ def untrained_model(config: EasyRecConfig, schema: Schema) -> tuple[MultimodalMo
       NoUntrainedModelError: if it needs too much memory, or what the training started from is missing.
     """
     num_bytes = sum(table.rows * table.dim * 4 for table in schema.tables)
-    if num_bytes > _MAX_TABLE_BYTES:
+    if num_bytes > MAX_TABLE_BYTES:
         raise NoUntrainedModelError(
             f"the untrained model would need another {num_bytes / 2**30:.1f} GiB of memory for its tables"
         )
