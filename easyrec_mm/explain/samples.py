@@ -7,7 +7,7 @@ Legend: S samples, U images of a batch, I items (distinct images), P pictures of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -192,7 +192,7 @@ class _Items:
         first = np.unique(item.batch.sample_image.numpy(), return_index=True)[1]
         texts = [""] * len(keys)
         if self._shown_field:
-            texts = [as_text(value) for value in item.kept_fields[self._shown_field].numpy()[first]]
+            texts = [as_text(value) for value in tf.gather(item.kept_fields[self._shown_field], first).numpy()]
         for key, pictures, text in zip(keys, paths, texts, strict=True):
             number = int(category[pictures[0]]) if pictures else 0
             yield Item(key, tuple(item.picture_path[picture] for picture in pictures), number, text)
@@ -226,7 +226,7 @@ class _Piece:
 
     features: Features
     labels: dict[str, Array]
-    fields: dict[str, Array]
+    fields: dict[str, tf.Tensor]  # not arrays, in which each text would be an object
     hashes: Hashes
     number: Ints
     item_key: Ints  # [n], or empty for a model without pictures
@@ -238,7 +238,7 @@ class _Piece:
             self,
             features=take(self.features, rows),
             labels={name: values[rows] for name, values in self.labels.items()},
-            fields={name: values[rows] for name, values in self.fields.items()},
+            fields=take(self.fields, rows),
             hashes=self.hashes[rows],
             number=self.number[rows],
             item_key=self.item_key[rows] if len(self.item_key) else self.item_key,
@@ -252,7 +252,7 @@ def _piece(item: InputBatch, items: list[Item], first: int, hashes: Hashes) -> _
     return _Piece(
         features=dict(batch.features),
         labels=as_arrays(batch.labels),
-        fields=as_arrays(item.kept_fields),
+        fields=item.kept_fields,
         hashes=hashes,
         number=np.arange(first, first + batch.num_samples),
         item_key=keys[batch.sample_image.numpy()] if items else keys,
@@ -280,15 +280,13 @@ class _Pieces:
     def joined(self, place: Mapping[int, int]) -> Samples:
         """Return the samples; `place` is key of an item -> its index."""
         pieces = self._pieces
-        features: Features = {}
-        for name in pieces[0].features if pieces else ():
-            features[name] = tf.concat([piece.features[name] for piece in pieces], 0)
+        features = _together([piece.features for piece in pieces])
         number = _concatenated([piece.number for piece in pieces])
         keys = _concatenated([piece.item_key for piece in pieces])
         return Samples(
             features=features,
-            labels=_joined([piece.labels for piece in pieces]),
-            fields=_joined([piece.fields for piece in pieces]),
+            labels=as_arrays(_together([piece.labels for piece in pieces])),
+            fields=as_arrays(_together([piece.fields for piece in pieces])),
             item=np.array([place[key] for key in keys.tolist()], np.int64) if len(keys) else np.zeros_like(number),
             number=number,
         )
@@ -366,8 +364,9 @@ def _hashes(values: Hashes) -> Hashes:
     return seeded(mix(values), _SEED)
 
 
-def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+def _together(parts: Sequence[Mapping[str, Any]]) -> Features:
+    """Return the values of several batches, one behind the other."""
+    return {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]} if parts else {}
 
 
 def _concatenated(parts: list[Ints]) -> Ints:

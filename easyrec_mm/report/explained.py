@@ -86,7 +86,11 @@ class Explained:
         """The field that says of which kind an item is: that of the image tower, or one of a usual name; "" without."""
         if self.schema.category is not None:
             return self.schema.category.inputs[0]
-        names = [name for name in self.schema.layout.sample_fields if name not in self.schema.labels]
+        names = [
+            name
+            for name in self.schema.layout.sample_fields
+            if name not in self.schema.labels and not name.startswith("user")
+        ]
         return next((name for pattern in _CATEGORY for name in names if pattern.search(name)), "")
 
     @cached_property

@@ -101,7 +101,7 @@ def _plot(result: Attributions, number: int, texts: dict[str, str], sample: Chos
         orientation="h",
         marker={"color": [colour(0) if length >= 0 else colour(1) for length in lengths]},
         text=[f"{length:+.3g}" for length in lengths],
-        textposition="auto",
+        textposition="outside",
         cliponaxis=False,
         hovertemplate="%{y}: %{text}<extra></extra>",
         showlegend=False,
@@ -109,7 +109,7 @@ def _plot(result: Attributions, number: int, texts: dict[str, str], sample: Chos
     start, end = float(result.baselines[number]), float(result.logits[number])
     for value in (start, end):
         figure.add_vline(value, line={"color": QUIET, "width": 1, "dash": "dot"})
-    margin = 0.12 * max(np.ptp([*starts, end]), 1e-6)  # for the figures beside the bars
+    margin = 0.18 * max(np.ptp([*starts, end]), 1e-6)  # for the figures beside the bars
     figure.update_xaxes(range=[min(*starts, end) - margin, max(*starts, end) + margin])
     figure.update_yaxes(autorange="reversed", type="category")
     title = f"From {start:.3g}, the logit of the baseline, to {end:.3g}, that of the sample with label {sample.label:g}"
