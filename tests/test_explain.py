@@ -168,6 +168,7 @@ def test_pictures_that_have_vanished_are_named_and_the_rest_is_as_before(data, t
     assert (after.tiles[~is_there] == 128).all()
 
 
+@pytest.mark.slow
 def test_equal_files_have_equal_contents_and_tiles_show_the_whole_picture(data, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
@@ -362,6 +363,7 @@ def test_neighbours_are_those_by_centred_cosine_and_duplicates_are_marked():
     assert shared_share(result, result) == 1.0
 
 
+@pytest.mark.slow
 def test_the_map_keeps_clusters_together_and_is_the_same_again():
     rng = np.random.default_rng(0)
     kind = np.arange(150) % 5
