@@ -65,8 +65,9 @@ MAY_IMPORT = {
     "tuning": "console errors safe_text pages files config distribution runs training protos",
     "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "
     "evaluation training protos",
+    "explain": "errors schema stable_hash features store config data network evaluation training protos",
     "report": "errors safe_text pages schema stable_hash files features store config formats runs data network "
-    "evaluation stats protos",
+    "evaluation explain stats protos",
     "serving": "console errors safe_text schema tensorflow_import files manifest features store embedding",
     "api": "console exit_status errors tensorflow_import tasks files distribution",
     "cli": "api console exit_status errors safe_text tensorflow_import tasks files worth",

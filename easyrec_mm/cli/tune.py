@@ -6,8 +6,9 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from easyrec_mm.api.loading import require_path
 from easyrec_mm.cli import flags as f
-from easyrec_mm.cli.loading import load_quietly, require_path
+from easyrec_mm.cli.loading import load_quietly
 from easyrec_mm.console import say
 from easyrec_mm.errors import UserError
 from easyrec_mm.exit_status import after_signal

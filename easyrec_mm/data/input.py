@@ -66,10 +66,10 @@ class Input:
         batches of all tasks are, one behind the other, those of a single one.
 
     Attributes:
-      setting: as above.
+      setting, vectors: as above.
       source: the groups in the files.
       own_files: what the workers have told each other if each reads files of its own; otherwise None.
-      vectors: as above.
+      tars: the tars of packed pictures, for `picture_reader`.
 
       Raises:
         DataError: if a path matches no file, or a file cannot be read.
@@ -107,9 +107,9 @@ class Input:
             counted = partial(count_groups, self.source, setting=setting)
             self._pieces = divide(sizes, counted, task, self.batch_size)
         self.own_files = self._meet(exchange) if selection.worker else None
-        self._tars: dict[str, FileInfo] = {}
+        self.tars: dict[str, FileInfo] = {}
         if data.packed_images and schema.uses_image and isinstance(self._files, DataFiles):
-            self._tars = find_tars(self._files)
+            self.tars = find_tars(self._files)
         self.vectors = vectors or VectorStores(schema.stored_features())
 
     @property
@@ -280,9 +280,7 @@ class Input:
     def _loader(self) -> BatchLoader:
         vectors = StoredVectors(self._schema.stored_features(), self.vectors, self._bad_records)
         image = self._schema.image
-        pictures = (
-            PictureLoader(image, picture_reader(self._data, tars=self._tars)) if self._schema.uses_image else None
-        )
+        pictures = PictureLoader(image, picture_reader(self._data, tars=self.tars)) if self._schema.uses_image else None
         return BatchLoader(self._data, self._schema, self.source, self._chunks, pictures, vectors, self._bad_records)
 
     @property

@@ -15,6 +15,7 @@ from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.files import is_remote
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.report.evaluated import Evaluated, evaluate
+from easyrec_mm.report.explained import Explained
 from easyrec_mm.report.run import Run
 from easyrec_mm.report.section import Picture, Unavailable
 from easyrec_mm.schema import Schema
@@ -107,8 +108,14 @@ class Context:
 
     @property
     def model_seconds(self) -> float:
-        """Return the seconds that models took for their passes over the evaluation data."""
-        return sum(result.seconds for result in self._evaluated.values() if isinstance(result, Evaluated))
+        """Return the seconds that models took for their passes over the evaluation data and its pictures."""
+        passes = [result.seconds for result in self._evaluated.values() if isinstance(result, Evaluated)]
+        return sum(passes) + self.explained.model_seconds
+
+    @cached_property
+    def explained(self) -> Explained:
+        """What the sections share that explain the model."""
+        return Explained(self)
 
     def close(self) -> None:
         """Drop what was read, and close the stores of vectors."""

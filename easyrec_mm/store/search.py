@@ -189,8 +189,27 @@ def neighbours(store: Store, generation: Generation, index: Index, query: Query,
     keys = [key for key, _ in nearest]
     vectors = store.get_many(keys, generation).vectors
     hashes = store.hashes(generation, keys)
+    return marked(query.vector, query.content_hash, nearest, vectors, hashes)
+
+
+def marked(
+    query: NDArray[Any],
+    content_hash: bytes,
+    nearest: Sequence[tuple[str, float]],
+    vectors: NDArray[Any],
+    hashes: Sequence[bytes | None],
+) -> list[Neighbour]:
+    """Return neighbours, those marked that equal the query or one that is nearer.
+
+    Args:
+      query: the query's vector `[D]`.
+      content_hash: hash of the query's content.
+      nearest: key and cosine of each neighbour, nearest first.
+      vectors: their vectors `[k, D]` as they are stored.
+      hashes: hashes of their contents; None or NO_CONTENT if unknown.
+    """
     # Content or vector -> where it came first.
-    contents, seen = {query.content_hash: "the query"}, {_bytes(query.vector): "the query"}
+    contents, seen = {content_hash: "the query"}, {_bytes(query): "the query"}
     result: list[Neighbour] = []
     for rank, ((key, cosine), vector, content) in enumerate(zip(nearest, vectors, hashes, strict=True), 1):
         place = f"rank {rank}"
@@ -201,7 +220,7 @@ def neighbours(store: Store, generation: Generation, index: Index, query: Query,
             duplicate = f"same content as {same_content}"
         elif same_vector != place:
             duplicate = f"same vector as {same_vector}"
-        distance = float(np.linalg.norm(vector.astype(np.float64) - query.vector))
+        distance = float(np.linalg.norm(vector.astype(np.float64) - query))
         result.append(Neighbour(key, cosine, distance, duplicate))
     return result
 

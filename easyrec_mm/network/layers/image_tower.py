@@ -97,8 +97,8 @@ class ImageTower(Composite):
         self.normalisation = backbone.normalisation
         # Arrays instead of tensors, which a traced function would capture as additional inputs.
         self._scale, self._shift = (np.array(v[: shape[2]], np.float32) for v in backbone.normalisation)
-        self._num_special = backbone.num_special
-        self._check_pooling(backbone)
+        self.num_special = backbone.num_special
+        _check_pooling(self._options.pooling, backbone)
         self._norm = RunningNorm(name="features_norm") if self._options.normalizes else None
         # F and D.
         self.num_features = int(self.backbone.output.shape[-1])
@@ -162,7 +162,7 @@ class ImageTower(Composite):
         is_trained = training and self.num_trained_stages > 0
 
         def encode(pixels: tf.Tensor, *embeddings: tf.Tensor) -> tf.Tensor:
-            return self._encode(pixels, embeddings, is_trained)
+            return self.pooled(self._mapped(pixels, embeddings, is_trained), pixels)
 
         self._is_recomputing = is_trained and self._options.rematerialize
         try:
@@ -257,7 +257,22 @@ class ImageTower(Composite):
             return {}
         return {"channel": self._categories.channel, "spatial": self._categories.spatial}
 
-    def _encode(self, pixels: tf.Tensor, embeddings: tuple[tf.Tensor, ...], training: bool) -> tf.Tensor:
+    def feature_map(self, pixels: tf.Tensor, category: tf.Tensor | None = None) -> tf.Tensor:
+        """Return what `pooled` pools, in inference mode: a map `[P, h, w, F]`, tokens `[P, T, F]` or vectors `[P, F]`.
+
+        Arguments as for `call`.
+        """
+        embeddings = self._categories(category) if self._categories is not None else ()
+        return self._mapped(pixels, embeddings, training=False)
+
+    def pooled(self, x: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
+        """Return the pooled features `[P, F]` of a `feature_map` and the pixels of which it was made."""
+        x = self._pooled(x)
+        if self._options.descriptors is not None:
+            x = tf.concat([x, tf.cast(self._options.descriptors(pixels), x.dtype)], axis=1)
+        return x
+
+    def _mapped(self, pixels: tf.Tensor, embeddings: tuple[tf.Tensor, ...], training: bool) -> tf.Tensor:
         # Repeated along a row of pixels, because a product with only one number per channel takes five times as long.
         row = tf.shape(pixels)[2:]
         x = tf.cast(pixels, tf.float32) * tf.broadcast_to(self._scale, row) + tf.broadcast_to(self._shift, row)
@@ -266,24 +281,13 @@ class ImageTower(Composite):
             x = tf.image.resize(x, size, method="bicubic")
         x = tf.cast(x, self.compute_dtype)
         for segment, attention in zip(self._segments, self.attention, strict=True):
-            run = self._step(segment, attention, training)
+            run = _step(segment, attention, training)
             x = (
                 recompute(run, x, *embeddings)
                 if self._is_recomputing and len(self._segments) > 1
                 else run(x, *embeddings)
             )
-        x = self._pooled(x)
-        if self._options.descriptors is not None:
-            x = tf.concat([x, tf.cast(self._options.descriptors(pixels), x.dtype)], axis=1)
         return x
-
-    @staticmethod
-    def _step(segment: keras.Model, attention: keras.layers.Layer | None, training: bool) -> Callable[..., tf.Tensor]:
-        def run(x: tf.Tensor, *embeddings: tf.Tensor) -> tf.Tensor:
-            x = segment(x, training=training)
-            return x if attention is None else attention(x, *embeddings)
-
-        return run
 
     def _pooled(self, x: tf.Tensor) -> tf.Tensor:
         """Pool a feature map `[P, h, w, F]`, tokens `[P, T, F]` or vectors to `[P, F]`."""
@@ -293,7 +297,7 @@ class ImageTower(Composite):
             return x[:, 0]
         axes = [1, 2] if x.shape.rank == 4 else [1]
         if x.shape.rank == 3:
-            x = x[:, self._num_special :]
+            x = x[:, self.num_special :]
         if self._options.pooling == "MAX":
             return tf.reduce_max(x, axis=axes)
         if self._options.pooling == "GEM":
@@ -303,15 +307,23 @@ class ImageTower(Composite):
             return tf.cast(tf.pow(mean, 1.0 / power), x.dtype)
         return tf.reduce_mean(x, axis=axes)
 
-    def _check_pooling(self, backbone: Backbone) -> None:
-        pooling = self._options.pooling
-        rank = len(backbone.model.output.shape)
-        if pooling == "CLS_TOKEN" and not (rank == 3 and backbone.num_special):
-            raise BackboneError("pooling", "this backbone has no class token; choose AVG, MAX or GEM")
-        if rank == 2 and pooling != "AVG":
-            raise BackboneError(
-                "pooling", f"{pooling} has no effect: the output of this backbone is already one vector per picture"
-            )
+
+def _check_pooling(pooling: str, backbone: Backbone) -> None:
+    rank = len(backbone.model.output.shape)
+    if pooling == "CLS_TOKEN" and not (rank == 3 and backbone.num_special):
+        raise BackboneError("pooling", "this backbone has no class token; choose AVG, MAX or GEM")
+    if rank == 2 and pooling != "AVG":
+        raise BackboneError(
+            "pooling", f"{pooling} has no effect: the output of this backbone is already one vector per picture"
+        )
+
+
+def _step(segment: keras.Model, attention: keras.layers.Layer | None, training: bool) -> Callable[..., tf.Tensor]:
+    def run(x: tf.Tensor, *embeddings: tf.Tensor) -> tf.Tensor:
+        x = segment(x, training=training)
+        return x if attention is None else attention(x, *embeddings)
+
+    return run
 
 
 def _own_averages(backbone: keras.Model) -> list[keras.Variable]:

@@ -1,0 +1,184 @@
+"""The pictures of items: loaded once, encoded by the image towers of one or several models, and made small.
+
+Legend: I items, P distinct pictures, L pairs of an item and one of its pictures, D width of an image vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import tensorflow as tf
+
+from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.explain.samples import Item
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.schema import Schema
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+# Side of the small picture of an item, in pixels.
+TILE = 48
+_PICTURES_AT_A_TIME = 64
+_GREY = 128
+
+
+@dataclass(frozen=True)
+class ItemPictures:
+    """What was made of the pictures of items.
+
+    vectors       for each model: float32 [I, D], as its rec network takes them
+    has_picture   bool [I], whether a picture of the item could be loaded
+    tiles         uint8 [I, TILE, TILE, 3], the first picture that could be loaded; grey without one
+    content       hash of the contents of the item's pictures, equal for equal files; b"" without a picture
+    problems      path of each picture that could not be loaded -> why
+    num_pictures  P
+    """
+
+    vectors: tuple[Floats, ...]
+    has_picture: npt.NDArray[np.bool_]
+    tiles: Pixels
+    content: tuple[bytes, ...]
+    problems: dict[bytes, str]
+    num_pictures: int
+
+
+class _Distinct:
+    """The distinct pictures of items: a path with a category is one picture, as for the image tower."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        places: dict[tuple[bytes, int], int] = {}
+        links = [
+            (number, places.setdefault((path, item.category), len(places)))
+            for number, item in enumerate(items)
+            for path in item.paths
+        ]
+        self.paths = [path for path, _ in places]
+        self.category = np.array([category for _, category in places], np.int64)
+        self.link_item, self.link_picture = np.array(links, np.int32).reshape(-1, 2).T  # [L] each
+
+
+def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader: PictureLoader) -> ItemPictures:
+    """Load each distinct picture of the items once, and encode it by the image tower of each model.
+
+    Args:
+      items: the items.
+      models: models of one config, which has pictures.
+      loader: loads their pictures.
+
+    Raises:
+      DataError: if no picture can be reached, see PictureReader.read.
+    """
+    schema = models[0].schema
+    distinct = _Distinct(items)
+    num_pictures = len(distinct.paths)
+    encode = _encoder(models)
+    vectors = [np.zeros((num_pictures, model.image_width), np.float32) for model in models]
+    tiles = np.full((num_pictures, TILE, TILE, 3), _GREY, np.uint8)
+    hashes: list[bytes] = []
+    problems: dict[int, str] = {}
+    for start in range(0, num_pictures, _PICTURES_AT_A_TIME):
+        end = start + _PICTURES_AT_A_TIME
+        contents, unread = loader.read(distinct.paths[start:end])
+        pictures = loader.decode(contents, unread)
+        hashes += [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
+        problems |= {start + row: problem for row, problem in pictures.problems.items()}
+        for of_model, made in zip(vectors, encode(pictures.pixels, distinct.category[start:end]), strict=True):
+            of_model[start:end] = made.numpy()
+        for row, pixels in enumerate(pictures.pixels.numpy(), start):
+            tiles[row] = tile(pixels)
+    is_good = np.ones(num_pictures, bool)
+    is_good[list(problems)] = False
+    is_kept, has_picture = _kept_links(distinct, is_good, len(items), schema)
+    first = _first_of_items(distinct, is_good, len(items))
+    return ItemPictures(
+        vectors=tuple(
+            _of_items(model, of_model, distinct, is_kept, has_picture)
+            for model, of_model in zip(models, vectors, strict=True)
+        ),
+        has_picture=has_picture,
+        tiles=np.where((first >= 0)[:, None, None, None], tiles[first], np.uint8(_GREY)) if num_pictures else tiles,
+        content=_contents(distinct, is_good, hashes, len(items)),
+        problems={distinct.paths[picture]: problem for picture, problem in problems.items()},
+        num_pictures=num_pictures,
+    )
+
+
+def tile(pixels: Pixels) -> Pixels:
+    """Return pixels `[H, W, C]` as a picture of `[TILE, TILE, 3]`, whole, with grey margins."""
+    picture = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+    factor = TILE / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    picture = picture.resize(size, PIL.Image.Resampling.BICUBIC, reducing_gap=2.0)
+    result = PIL.Image.new("RGB", (TILE, TILE), (_GREY,) * 3)
+    result.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
+    return np.asarray(result)
+
+
+def _encoder(models: Sequence[MultimodalModel]) -> Any:
+    image = models[0].schema.image
+    towers = [model.image_side()[0] for model in models]
+    signature = [
+        tf.TensorSpec([None, image.height, image.width, image.channels], tf.uint8),
+        tf.TensorSpec([None], tf.int64),
+    ]
+    return tf.function(
+        lambda pixels, category: [tower(pixels, category, training=False) for tower in towers],
+        input_signature=signature,
+        autograph=False,
+    )
+
+
+def _kept_links(
+    distinct: _Distinct, is_good: npt.NDArray[np.bool_], num_items: int, schema: Schema
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which pairs of an item and its picture count, bool `[L]`, and which items have a good picture, `[I]`.
+
+    As in training, a bad picture is left out if the item has another one, or may be without a picture.
+    """
+    good_link = is_good[distinct.link_picture]
+    has_picture = np.bincount(distinct.link_item, good_link, num_items) > 0
+    if schema.has_no_image_vector:
+        return good_link, has_picture
+    return good_link | ~has_picture[distinct.link_item], has_picture
+
+
+def _of_items(
+    model: MultimodalModel,
+    vectors: Floats,
+    distinct: _Distinct,
+    is_kept: npt.NDArray[np.bool_],
+    has_picture: npt.NDArray[np.bool_],
+) -> Floats:
+    """Return the vectors of items `[I, D]`, given those of pictures `[P, D]`."""
+    _, item = model.image_side()
+    of_links = tf.gather(vectors, distinct.link_picture[is_kept])
+    pooled = item.pooled(of_links, tf.constant(distinct.link_item[is_kept]), len(has_picture))
+    shown: Floats = item(pooled, tf.constant(has_picture), training=False).numpy()
+    return shown
+
+
+def _first_of_items(distinct: _Distinct, is_good: npt.NDArray[np.bool_], num_items: int) -> npt.NDArray[np.int64]:
+    """Return the first good picture of each item, int64 `[I]`; -1 without one."""
+    first = np.full(num_items, -1, np.int64)
+    is_used = is_good[distinct.link_picture]
+    # Of several assignments to an element, the last one counts.
+    first[distinct.link_item[is_used][::-1]] = distinct.link_picture[is_used][::-1]
+    return first
+
+
+def _contents(
+    distinct: _Distinct, is_good: npt.NDArray[np.bool_], hashes: list[bytes], num_items: int
+) -> tuple[bytes, ...]:
+    contents = [b""] * num_items
+    for item, picture in zip(distinct.link_item.tolist(), distinct.link_picture.tolist(), strict=True):
+        if is_good[picture]:
+            contents[item] += hashes[picture]
+    return tuple(contents)
