@@ -7,6 +7,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -115,6 +116,7 @@ def statements(module):
     return [inner for node in at_import for inner in ast.walk(node)]
 
 
+@cache
 def imports(module):
     """Full names of what a module imports; of `from package import name` both, for the name may be a module."""
     names = []
@@ -345,7 +347,7 @@ def test_the_reference_lists_every_field_and_value_once_and_its_links_lead_somew
 # Names of other libraries for which they have no public one, and of named tuples.
 PRIVATE_OF_OTHERS = {
     "_replace", "_trainable_variables", "_non_trainable_variables", "_flatten_layers", "_keras_history", "_functions",
-    "_jsc", "_utils", "_rebuild_tensor_v2", "_create_c_op",
+    "_jsc", "_utils", "_rebuild_tensor_v2", "_create_c_op", "_exit",
 }  # fmt: skip
 
 
