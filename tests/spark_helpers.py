@@ -1,4 +1,7 @@
-"""A local Spark cluster of two workers, each a process of its own, with one core."""
+"""A local Spark cluster of two workers, each a process of its own, with one core, and functions that fail there.
+
+Workers import this module, again after each failure, so that it does without TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from easyrec_mm.errors import DataError
+
 # With the memory that Spark's executors ask for.
 MASTER = "local-cluster[2,1,1024]"
+SECRET = "s3cr3t-w0rd"
+URI = f"redis://:{SECRET}@nowhere:6379/0"
 
 
 @contextmanager
@@ -25,8 +32,17 @@ def spark_environment() -> Iterator[pytest.MonkeyPatch]:
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
         # Programs that run for seconds are not worth the time of the second compiler and of parallel collection.
         java = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-        conf = {"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": java}
+        conf = {"spark.ui.enabled": "false", "spark.task.maxFailures": "2", "spark.driver.extraJavaOptions": java}
         conf["spark.executor.extraJavaOptions"] = java
         flags = " ".join(f"--conf '{name}={value}'" for name, value in conf.items())
         patch.setenv("PYSPARK_SUBMIT_ARGS", f"{flags} pyspark-shell")
         yield patch
+
+
+def fail(number):
+    """A mistake in this program, on a worker; what libraries raise may hold the password alone."""
+    raise ValueError(f"{URI} and {SECRET}")
+
+
+def refuse(number):
+    raise DataError(f"worker {number} refuses {os.getcwd()}")

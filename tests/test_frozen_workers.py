@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import json
@@ -23,7 +24,10 @@ from easyrec_mm.exit_status import LOST_WORKER
 pytestmark = pytest.mark.slow
 
 LIMIT_S = 60.0
-LONG = ["--model_dir", "m", *size(5), "--set", "train_config.num_epochs=500"]
+LONG = [
+    "--model_dir", "m", *size(5), "--set", "train_config.num_epochs=500",
+    "--set", "eval_config.eval_interval_secs=100000", "--set", "data_config.eval_batch_size=500",
+]  # fmt: skip
 # Workers that leave three questions in a row unanswered, each for half a second, are lost after 1.5 s, and TensorFlow's
 # service misses them after 4 s.
 SOON = {
@@ -65,23 +69,23 @@ def test_only_a_server_of_grpc_answers(monkeypatch):
         assert time.monotonic() - begun_s < 5
 
 
-def test_a_frozen_worker_is_named_within_a_minute_and_a_restart_goes_on(folder):
+def test_a_frozen_worker_is_named_ends_when_it_goes_on_and_a_restart_continues(folder):
     """It is the first one, which runs TensorFlow's own service."""
-    workers = Workers(folder, 2, *LONG)
+    workers = Workers(folder, 2, *LONG, constants=SOON)
     first, other = workers.processes
     first.wait_for(folder / "m/checkpoint")  # which lists the first one
     first.send_signal(signal.SIGSTOP)
     try:
         frozen_s = time.monotonic()
         status, output = other.end()
-        assert time.monotonic() - frozen_s < LIMIT_S
+        assert time.monotonic() - frozen_s < 30
         assert status == LOST_WORKER, output
-        named = f"error: worker 0 ({workers.addresses[0]}) cannot be reached any more"
-        assert named in output
+        assert f"error: worker 0 ({workers.addresses[0]}) cannot be reached any more" in output
     finally:
-        first.kill()
         first.send_signal(signal.SIGCONT)
-    first.end()
+    status, output = first.end()
+    assert status == LOST_WORKER, output
+    assert "error: worker 1 (" in output
     steps = ["--set", "train_config.num_steps=60"]
     statuses, outputs = Workers(folder, 2, *LONG, *steps).end()
     assert statuses == (0, 0), outputs
@@ -104,38 +108,24 @@ def test_a_frozen_worker_is_noticed_without_the_service_of_tensorflow(folder, fr
     assert f"error: worker {frozen} ({workers.addresses[frozen]}) cannot be reached any more" in output
 
 
-def test_a_frozen_worker_that_goes_on_later_ends_too(folder):
-    workers = Workers(folder, 2, *LONG, constants=SOON)
-    workers.processes[0].wait_for(folder / "m/model.ckpt-7.index")
-    workers.processes[0].send_signal(signal.SIGSTOP)
-    assert workers.processes[1].end()[0] == LOST_WORKER
-    workers.processes[0].send_signal(signal.SIGCONT)
-    status, output = workers.processes[0].end()
-    assert status == LOST_WORKER, output
-    assert "error: worker 1 (" in output
-
-
-def busy(kind):
-    """Let this process, at its third step, hold the interpreter, write for long, or wait for its input."""
+def busy(computing=(), waiting=()):
+    """Let this process hold the interpreter for long at some steps, and wait for its input before some."""
     trainer = importlib.import_module("easyrec_mm.training.trainer").Trainer
     run_step, batches = trainer.run_step, trainer.batches
 
     def hold(self, item):
-        until_s = time.monotonic() + BUSY_S
-        while item is not None and item.step == 3 and time.monotonic() < until_s:
-            sum(range(60_000_000))  # seconds in which no other thread of Python runs
+        if item is not None and item.step in computing:
+            # It keeps the lock of the interpreter, so that no other thread of Python runs.
+            ctypes.PyDLL(None).usleep(int(BUSY_S * 1e6))
         return run_step(self, item)
 
     def wait(self, num_epochs):
         for number, item in enumerate(batches(self, num_epochs)):
-            if number == 3:
+            if number in waiting:
                 time.sleep(BUSY_S)
             yield item
 
-    if kind == "computes":
-        trainer.run_step = hold
-    else:
-        trainer.batches = wait
+    trainer.run_step, trainer.batches = hold, wait
 
 
 def start(folder, number, addresses, arguments, prepare=None, constants=()):
@@ -145,16 +135,16 @@ def start(folder, number, addresses, arguments, prepare=None, constants=()):
     return Command(folder, command, folder / f"output_{number}.txt", own, {**SOON, **dict(constants)}, prepare)
 
 
-@pytest.mark.parametrize(("number", "kind"), [(0, "computes"), (1, "computes"), (0, "waits for its input")])
-def test_a_worker_that_is_busy_for_longer_than_the_limit_is_not_lost(folder, number, kind):
+def test_workers_that_are_busy_for_longer_than_the_limit_are_not_lost(folder):
+    """The first one computes, the other one does, and the first one waits for its input."""
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     arguments = ["--model_dir", "m", *size(48), "--set", "train_config.num_epochs=1"]
-    prepare = {number: functools.partial(busy, kind)}
+    prepare = [functools.partial(busy, computing=(3,), waiting=(8,)), functools.partial(busy, computing=(6,))]
     started_s = time.monotonic()
-    processes = [start(folder, i, addresses, arguments, prepare.get(i)) for i in (0, 1)]
+    processes = [start(folder, i, addresses, arguments, prepare[i]) for i in (0, 1)]
     ends = [process.end() for process in processes]
     assert [status for status, _ in ends] == [0, 0], ends
-    assert time.monotonic() - started_s > BUSY_S
+    assert time.monotonic() - started_s > 3 * BUSY_S
 
 
 def test_a_worker_that_is_busy_when_another_is_lost_ends_in_time_too(folder):
@@ -162,7 +152,7 @@ def test_a_worker_that_is_busy_when_another_is_lost_ends_in_time_too(folder):
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     arguments = ["--model_dir", "m", *size(48), "--set", "train_config.log_step_count_steps=1"]
     soon = {**SOON, "test_frozen_workers.BUSY_S": 100.0}
-    stalled = start(folder, 0, addresses, arguments, functools.partial(busy, "waits for its input"), soon)
+    stalled = start(folder, 0, addresses, arguments, functools.partial(busy, waiting=(3,)), soon)
     lost = start(folder, 1, addresses, arguments)
     stalled.wait_for(folder / "m/metrics.jsonl", '"step": 3')
     lost.kill()

@@ -11,20 +11,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from group_helpers import GOOD, contents, make_log, make_pictures, run, stats, write_csv
-from spark_helpers import MASTER, spark_environment
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A session on two workers; the engine takes the one that runs."""
-    with spark_environment() as patch:
-        from easyrec_mm.grouping import spark_engine
+def cluster(spark):
+    """The engine on two workers, with items of several tasks."""
+    from easyrec_mm.grouping import spark_engine
 
-        patch.setattr(spark_engine, "TASK_ROWS", 1000)  # items of several tasks
-        with spark_engine.spark_engine(MASTER) as engine:
-            yield engine
+    with pytest.MonkeyPatch.context() as patch, spark_engine.spark_engine() as engine:
+        patch.setattr(spark_engine, "TASK_ROWS", 1000)
+        yield engine
 
 
 def test_two_workers_run(cluster):

@@ -7,6 +7,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -123,6 +124,7 @@ def at_import(node):
             yield from at_import(child)
 
 
+@cache
 def imports(module):
     """Full names of what a module imports; of `from package import name` both, for the name may be a module."""
     names = []
@@ -356,7 +358,7 @@ def test_the_reference_lists_every_field_and_value_once_and_its_links_lead_somew
 # Names of other libraries for which they have no public one, and of named tuples.
 PRIVATE_OF_OTHERS = {
     "_replace", "_trainable_variables", "_non_trainable_variables", "_flatten_layers", "_keras_history", "_functions",
-    "_jsc", "_utils", "_rebuild_tensor_v2", "_create_c_op",
+    "_jsc", "_utils", "_rebuild_tensor_v2", "_create_c_op", "_exit",
 }  # fmt: skip
 
 

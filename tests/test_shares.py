@@ -15,6 +15,10 @@ from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.training.position import DataPosition
 
 NUM_GROUPS = 203
+# Records and tables are shared by code of their own; formats of one sort differ in how they are parsed.
+RECORDS, TABLE = "GroupRTPInput", "CSVInput"
+OTHERS = sorted(set(WRITERS) - {RECORDS, TABLE})
+PLAIN = (3, 5, {"shuffle": False, "num_skipped": 17})
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +45,20 @@ def read(kind, folder, worker, batch_size, num_skipped=0, **settings):
     return list(inputs.batches(num_epochs=2, num_skipped=num_skipped)), records.counts
 
 
-@pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize(
-    ("num_workers", "size", "settings"),
+    ("kind", "num_workers", "size", "settings"),
     [
-        (2, 8, {"shuffle": True}),
-        (3, 5, {"shuffle": False, "num_skipped": 17}),
-        (4, 100, {"shuffle": True, "num_skipped": 3}),
-        (2, 10, {"shuffle": True, "drop_remainder": True}),
+        *((kind, *PLAIN) for kind in OTHERS),
+        *(
+            (kind, *values)
+            for kind in (RECORDS, TABLE)
+            for values in (
+                PLAIN,
+                (2, 8, {"shuffle": True}),
+                (4, 100, {"shuffle": True, "num_skipped": 3}),
+                (2, 10, {"shuffle": True, "drop_remainder": True}),
+            )
+        ),
     ],
 )
 def test_each_group_is_read_by_one_worker_in_its_global_batch(folder, kind, num_workers, size, settings):
@@ -99,13 +109,12 @@ def test_every_global_batch_is_a_step_of_all_workers(folder):
         assert min(batch.batch.num_samples for batch in batches) == 0
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("settings", [{"shuffle": True}, {"shuffle": False}])
-def test_earlier_epochs_need_not_be_read(folder, kind, settings):
+@pytest.mark.parametrize(("kind", "shuffle"), [*((kind, True) for kind in WRITERS), (RECORDS, False), (TABLE, False)])
+def test_earlier_epochs_need_not_be_read(folder, kind, shuffle):
     """Batches of later epochs are the same whether earlier ones are read and left out, or not read."""
     inputs = input_of(
         kind, folder / kind / "*", training=True, records=BadRecords(None, 1.0), batch_size=16, shuffle_buffer_size=50,
-        **settings,
+        shuffle=shuffle,
     )  # fmt: skip
 
     def batches(first_epoch, num_skipped, num_epochs=3):
@@ -141,7 +150,7 @@ def test_files_that_are_skipped_are_not_read(folder, shuffle):
 
 def test_the_size_of_an_epoch_is_known_once_one_is_over(folder):
     """Also if a batch is of several epochs."""
-    for batch_size in (1, 50, NUM_GROUPS, 150, 500):
+    for batch_size in (7, 50, NUM_GROUPS, 150, 500):
         inputs = input_of(
             "GroupRTPInput", folder / "GroupRTPInput" / "*", training=True, records=BadRecords(None, 1.0),
             batch_size=batch_size,

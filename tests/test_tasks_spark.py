@@ -11,22 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flow_helpers import run, use_small_backbone
-from spark_helpers import MASTER, spark_environment
+from spark_helpers import SECRET, URI, fail, refuse
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.store import open_store
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A session on two workers; the commands take the one that runs."""
-    with spark_environment():
-        from easyrec_mm.spark import spark_session
-
-        with spark_session(MASTER, "test") as session:
-            yield session
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +58,7 @@ def bad_records(model_dir):
     return [{name: value for name, value in json.loads(line).items() if name != "time"} for line in lines]
 
 
-def test_predictions_are_those_of_one_process(cluster, arguments, exported, tmp_path, capsys):
+def test_predictions_are_those_of_one_process(spark, arguments, exported, tmp_path, capsys):
     run(*arguments, allow(1), "--output", tmp_path / "whole.parquet")
     whole = pq.read_table(tmp_path / "whole.parquet")
     expected = bad_records(tmp_path / "m")
@@ -92,7 +82,7 @@ def test_predictions_are_those_of_one_process(cluster, arguments, exported, tmp_
             assert together[name].equals(whole[name])
 
 
-def test_too_many_bad_records_leave_no_part(cluster, arguments, exported, tmp_path, capfd):
+def test_too_many_bad_records_leave_no_part(spark, arguments, exported, tmp_path, capfd):
     messages = []
     for flags in (["--output", tmp_path / "x.csv"], ["--output", tmp_path / "out/", "--engine", "spark"]):
         capfd.readouterr()
@@ -155,8 +145,8 @@ def root(exported, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("num", [3, 20])  # 20: more than items
-def test_vectors_are_those_of_one_process(cluster, exported, root, capsys, num):
+@pytest.mark.parametrize("num", [3, 13])  # 13: more than items
+def test_vectors_are_those_of_one_process(spark, exported, root, capsys, num):
     embed(exported, root, "one", "--runtime", "onnx", "--max_bad_share", 0.5)
     says = [capsys.readouterr().out.replace("/one", "/spark").rpartition("; ")[0]]
     embed(exported, root, "spark", "--engine", "spark", "--task_num", num, "--max_bad_share", 0.5)
@@ -176,7 +166,7 @@ def test_vectors_are_those_of_one_process(cluster, exported, root, capsys, num):
     assert "0 pictures embedded by onnx, 10 already in the store, 2 bad" in capsys.readouterr().out
 
 
-def test_mistakes_of_embed_are_told_as_without_spark(cluster, exported, root, capfd):
+def test_mistakes_of_embed_are_told_as_without_spark(spark, exported, root, capfd):
     messages = []
     for flags in (["--runtime", "onnx"], ["--engine", "spark", "--task_num", 2]):
         capfd.readouterr()
@@ -193,38 +183,26 @@ def test_mistakes_of_embed_are_told_as_without_spark(cluster, exported, root, ca
 
 # --- What workers raise
 
-SECRET = "s3cr3t-w0rd"
-URI = f"redis://:{SECRET}@nowhere:6379/0"
 
-
-def fail(number):
-    """A mistake in this program, on a worker; what libraries raise may hold the password alone."""
-    raise ValueError(f"{URI} and {SECRET}")
-
-
-def refuse(number):
-    raise DataError(f"worker {number} refuses {os.getcwd()}")
-
-
-def test_an_error_on_a_worker_shows_no_password(cluster, capfd):
+def test_an_error_on_a_worker_shows_no_password(spark, capfd):
     from easyrec_mm.spark import run_tasks, spark_session
 
     message = r"--engine spark: .*ValueError: redis://:\*\*\*@nowhere:6379/0 and \*\*\*"
     with pytest.raises(DataError, match=message), spark_session("", "test"):
-        run_tasks(cluster, fail, [0, 1], [URI])
+        run_tasks(spark, fail, [0, 1], [URI])
     assert SECRET not in "".join(capfd.readouterr())
 
 
-def test_a_mistake_on_a_worker_is_told_as_it_is_and_paths_are_relative_to_here(cluster, tmp_path, monkeypatch):
+def test_a_mistake_on_a_worker_is_told_as_it_is_and_paths_are_relative_to_here(spark, tmp_path, monkeypatch):
     from easyrec_mm.spark import run_tasks
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=rf"^worker 0 refuses {tmp_path}$"):
-        run_tasks(cluster, refuse, [0, 1])
+        run_tasks(spark, refuse, [0, 1])
 
 
-def test_each_argument_is_used_once_and_results_are_in_order(cluster):
+def test_each_argument_is_used_once_and_results_are_in_order(spark):
     from easyrec_mm.spark import run_tasks
 
     parts = [list(range(i)) for i in range(7)]
-    assert run_tasks(cluster, sum, parts) == [sum(part) for part in parts]
+    assert run_tasks(spark, sum, parts) == [sum(part) for part in parts]

@@ -113,7 +113,7 @@ def size(number):
 
 def test_several_workers_train_the_weights_of_one(folder):
     train(folder, "--model_dir", "one", *size(96))
-    for num in (2, 4):
+    for num in (2, 3):
         statuses, outputs = Workers(folder, num, "--model_dir", f"of_{num}", *size(96 // num)).end()
         assert statuses == (0,) * num, outputs
         assert_same_weights(folder / "one", folder / f"of_{num}", 21)
@@ -139,8 +139,6 @@ def test_an_evaluation_of_several_workers_is_that_of_one(folder):
     settings = ["--set", "data_config.eval_batch_size=7", "--set", "train_config.num_steps=3"]
     train(folder, "--model_dir", "one", *size(60), *settings)
     for num, batch_size in ((2, 30), (3, 20)):
-        statuses, outputs = Workers(folder, num, "--model_dir", f"of_{num}", *size(batch_size), *settings).end()
-        assert statuses == (0,) * num, outputs
         shutil.copytree(folder / "one", folder / f"again_{num}")
         (folder / f"again_{num}/metrics.jsonl").unlink()  # so that the evaluation is made up
         statuses, outputs = Workers(folder, num, "--model_dir", f"again_{num}", *size(batch_size), *settings).end()
@@ -178,7 +176,8 @@ def test_a_first_worker_that_is_lost_after_the_last_step_is_missed_by_the_others
 
 
 def test_a_signal_to_one_stops_all_with_a_checkpoint(folder):
-    workers = Workers(folder, 2, "--model_dir", "m", *size(5), "--set", "train_config.num_epochs=500")
+    endless = ["--set", "train_config.num_epochs=500", "--set", "data_config.eval_batch_size=500"]
+    workers = Workers(folder, 2, "--model_dir", "m", *size(5), *endless)
     workers.processes[0].wait_for(folder / "m/model.ckpt-7.index")
     workers.processes[1].send_signal(signal.SIGTERM)
     statuses, outputs = workers.end()

@@ -67,7 +67,7 @@ def run_workers(local: LocalWorkers, output: IO[str], errors: IO[str]) -> int:
         with _caught() as signals:
             for place, cores in enumerate(parts_of_cores(local.num)):
                 with on_cores(cores):
-                    process = _start(local.command, {**os.environ, **local.environment(place)})
+                    process = start_worker(local.command, {**os.environ, **local.environment(place)})
                 processes.append(process)
                 for source, target in ((process.stdout, output), (process.stderr, errors)):
                     threads.append(
@@ -85,7 +85,8 @@ def run_workers(local: LocalWorkers, output: IO[str], errors: IO[str]) -> int:
     return next(iter([*causes, *failures]), 0)
 
 
-def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+def start_worker(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a process that runs a command, with pipes for its outputs."""
     # In a session of its own: a terminal would send its signals to it directly, and they would arrive twice.
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
