@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from easyrec_mm.errors import DataError, UserError, first_line
-from easyrec_mm.files import join
+from easyrec_mm.files import is_remote, join, plain
 from easyrec_mm.files.written_file import written_file
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ def kept_in(model_dir: str, table: pa.Table, name: str) -> str:
         pq.write_table(table, file)
         digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
         path = join(model_dir, f"{DATA_FOLDER}/{name}-{digest}.parquet")
+        if not is_remote(path):
+            os.makedirs(os.path.dirname(plain(path)), exist_ok=True)
         with written_file(path) as target:
             shutil.copyfile(file, target)
     return path

@@ -153,6 +153,33 @@ class Run:
                 warn(f"warning: {prediction.bad_records}")
             return pd.read_parquet(output.path)
 
+    def report(
+        self,
+        output: str | os.PathLike[str] = "report.html",
+        *,
+        compare: Sequence[Run | str] = (),
+        data: Paths | None = None,
+        num_pictures: int = 5000,
+    ) -> str:
+        """Write the page of `easyrec-mm report`; return its path.
+
+        Args:
+          output: the page to write.
+          compare: other trainings, or their model_dirs, to show side by side.
+          data: the evaluation data; by default the config's eval_input_path.
+          num_pictures: pictures to open of the training and of the evaluation data each.
+
+        Raises:
+          UserError: if a training cannot be opened, or the page cannot be written.
+        """
+        import_tensorflow()
+        from easyrec_mm.report.report import ReportOptions, report
+
+        others = tuple(other if isinstance(other, str) else other.model_dir for other in compare)
+        path = "" if data is None else path_of(data)
+        report(ReportOptions(self.model_dir, others, os.fspath(output), path, self.checkpoint_path, num_pictures))
+        return os.fspath(output)
+
     def export(
         self,
         output: str | os.PathLike[str],

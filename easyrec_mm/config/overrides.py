@@ -108,7 +108,7 @@ def _value_text(value: Any, place: str) -> str:
         return json.dumps(value, ensure_ascii=False)
     except TypeError as error:
         kind = type(value).__name__
-        raise ConfigError(f"{place}: is a {kind}; give a text, a number, a bool, or a list of them") from error
+        raise ConfigError(f"{place}: is of type {kind}; give a text, a number, a bool, or a list of them") from error
 
 
 def apply_override(config: EasyRecConfig, override: str | Override, ignore_unsupported: bool = False) -> list[str]:
