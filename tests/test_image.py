@@ -19,6 +19,19 @@ from easyrec_mm.cli.main import main
 ROOT = Path(__file__).parents[1]
 
 
+# Prints what the installed wheel holds.
+INSTALLED = """
+import sys, easyrec_mm
+from importlib import metadata, resources
+about, files = metadata.metadata('easyrec-mm'), resources.files('easyrec_mm')
+print('version', about['Version'] + ', extras', *sorted(about.get_all('Provides-Extra')), end=', ')
+print('typed', files.joinpath('py.typed').is_file(), end=', ')
+print('template', files.joinpath('pages/templates/report.css').is_file(), end=', ')
+easyrec_mm.load
+print('TensorFlow', 'tensorflow' in sys.modules)
+"""
+
+
 def pinned(name):
     return set(re.findall(r"^\S+==.*", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
 
@@ -97,7 +110,7 @@ def test_the_image_is_built_and_trains_as_the_manifest_says(tmp_path, monkeypatc
     mounted = tmp_path / "volumes" / container["volumeMounts"][1]["mountPath"].lstrip("/")
     mounted.mkdir(parents=True)
     (mounted / "pipeline.config").write_text(config["data"]["pipeline.config"])
-    script = 'id; easyrec-mm --version; cd "$0" && "$@" && stat --format "owner %u" m/model.ckpt-2.index'
+    script = f'id; easyrec-mm --version; python -c "{INSTALLED}"; cd "$0" && "$@" && stat --format "owner %u" m/model.ckpt-2.index'
     run = ["env", "JOB_COMPLETION_INDEX=0", *container["command"], *container["args"]]
     build = ["unshare", "--mount", sys.executable, image_build.__file__, ROOT, tmp_path]
     command = [*build, "sh", "-c", script, container["workingDir"], *run]
@@ -108,6 +121,7 @@ def test_the_image_is_built_and_trains_as_the_manifest_says(tmp_path, monkeypatc
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert "uid=1000(easyrec) gid=1000(easyrec) groups=1000(easyrec)" in done.stdout
     assert "easyrec-mm 0.1.0" in done.stdout
+    assert "version 0.1.0, extras gpu odps spark tune, typed True, template True, TensorFlow False" in done.stdout
     assert "the training ends at step 2: num_epochs 1 are done" in done.stdout
     assert "owner 1000" in done.stdout
     assert not os.path.exists("/opt/easyrec-mm")

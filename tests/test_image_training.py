@@ -15,6 +15,7 @@ from training_helpers import (
     use_backbone_of_three_stages,
 )
 
+from easyrec_mm import __version__
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import Evaluator, load_model
@@ -368,5 +369,7 @@ def test_the_average_of_a_tower_of_which_the_head_is_trained_is_what_is_evaluate
     results = Evaluator(
         model, training.pipeline.config, f"{data}/own.txt", "eval_input_path", BadRecords(None, 0.0)
     ).run()
-    assert results == pytest.approx(json.loads((training.model_dir / "eval_result.json").read_text()), abs=1e-6)
+    written = json.loads((training.model_dir / "eval_result.json").read_text())
+    assert written.pop("easyrec_mm") == __version__
+    assert results == pytest.approx(written, abs=1e-6)
     assert [line["step"] for line in training.lines("eval")] == [3, 5]

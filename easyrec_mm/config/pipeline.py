@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from google.protobuf import text_format
 
+from easyrec_mm import __version__
 from easyrec_mm.config.changes import leave_out_secrets
 from easyrec_mm.config.evaluation import check_evaluation
 from easyrec_mm.config.export import check_export
@@ -96,8 +97,8 @@ def config_text(config: EasyRecConfig) -> str:
 
 
 def write_config(config: EasyRecConfig, path: str) -> None:
-    """Write a config as `config_text` to a file."""
-    put_text(path, config_text(config))
+    """Write a config as `config_text` to a file, with the version that writes it."""
+    put_text(path, f"# Written by easyrec-mm {__version__}.\n{config_text(config)}")
 
 
 def _require_fields(config: EasyRecConfig, path: str) -> None:

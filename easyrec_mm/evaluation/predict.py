@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
+from easyrec_mm import __version__
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import UserError
@@ -169,8 +170,8 @@ def _quoted(value: Any) -> Any:
 
 class _ParquetWriter:
     def __init__(self, path: str, columns: pa.Schema) -> None:
-        self._columns = columns
-        self._writer = pq.ParquetWriter(path, columns)
+        self._columns = columns.with_metadata({"easyrec_mm": __version__})
+        self._writer = pq.ParquetWriter(path, self._columns)
 
     def write(self, columns: dict[str, np.ndarray | list[Any]]) -> None:
         self._writer.write_table(pa.table(columns, schema=self._columns))

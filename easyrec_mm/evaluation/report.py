@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from easyrec_mm import __version__
 from easyrec_mm.evaluation.summary import EvalResults, Part, finite
 from easyrec_mm.files import put_text
 
@@ -17,10 +18,11 @@ _FEW_CLUSTERS = 30
 def write_result(path: str, results: EvalResults) -> None:
     """Write results as JSON: name -> value, null if undefined, and additional objects.
 
-    `undefined` says why a value is null, `confidence` contains intervals, `comparison` contains differences to another
-    model; calibration curves are lists under their names.
+    `easyrec_mm` is the version that computed them, `undefined` says why a value is null, `confidence` contains
+    intervals, `comparison` differences to another model; calibration curves are lists under their names.
     """
-    put_text(path, json.dumps(as_json(results), indent=2, allow_nan=False) + "\n")
+    values = {"easyrec_mm": __version__, **as_json(results)}
+    put_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def as_json(results: EvalResults) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from easyrec_mm import __version__
 from easyrec_mm.files import join
 from easyrec_mm.grouping.assign import GroupsReport
 from easyrec_mm.grouping.column_stats import LogStats
@@ -107,7 +108,7 @@ class GroupStats:
 def write_stats(folder: str, values: dict[str, Any]) -> None:
     """Write stats.json, and then _SUCCESS, which marks the folder as complete."""
     with written(join(folder, STATS)) as path, open(path, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, ensure_ascii=False)
+        json.dump({"easyrec_mm": __version__, **values}, file, indent=1, ensure_ascii=False)
     with written(join(folder, SUCCESS)) as path, open(path, "wb"):
         pass
 

@@ -6,6 +6,8 @@ import base64
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from easyrec_mm import __version__
+
 
 def render(template: str, **values: object) -> str:
     """Render a template of the folder `templates` with the given values.
@@ -29,3 +31,4 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["jpeg_url"] = jpeg_url
+_ENVIRONMENT.globals["version"] = __version__

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from plotly.offline import get_plotlyjs
 
-from easyrec_mm import __version__
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
 from easyrec_mm.pages.render import render
@@ -59,7 +58,6 @@ def page(context: Context, made: Sequence[Made]) -> str:
         subtitle=_subtitle(context),
         sections=[_values(one) for one in made],
         plotly_place=_PLOTLY_PLACE,
-        version=__version__,
         made_at=time.strftime("%Y-%m-%d %H:%M"),
     )
     # Not through the template: nothing in it is escaped, and secrets are looked for in what users have written.

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from easyrec_mm import __version__
 from easyrec_mm.console import say
 from easyrec_mm.files import naming
 from easyrec_mm.runs.evaluations import START
@@ -185,8 +186,8 @@ class MetricsLog:
         self._writer = tf.summary.create_file_writer(str(summaries))
 
     def write_start(self, step: int) -> None:
-        """Append the line of a start after `step` steps; TensorBoard drops what it has of later steps."""
-        self.write_line(START, step, {})
+        """Append the line of a start after `step` steps, with the version; TensorBoard drops what it has later."""
+        self.write_line(START, step, {"easyrec_mm": __version__})
         session = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         event = tf.compat.v1.Event(wall_time=time.time(), step=step + 1, session_log=session)
         # tf.summary has no function for this event.

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from easyrec_mm import __version__
 from easyrec_mm.config.evaluation import cluster_field
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.console import tell_result
@@ -214,7 +215,8 @@ class Worth:
         level = config.eval_config.bootstrap.level
         report = Report(self._pipeline.path, self._arms, results, plan, level, clusters)
         report_text = text(report)
-        put_text(self._folder / "worth.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+        values = {"easyrec_mm": __version__, **report.to_json()}
+        put_text(self._folder / "worth.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
         put_text(self._folder / "worth.html", page(report))
         put_text(self._folder / "worth.txt", report_text + "\n")
         tell_result(f"\n{report_text}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
