@@ -33,7 +33,7 @@ print('TensorFlow', 'tensorflow' in sys.modules)
 
 
 def pinned(name):
-    return set(re.findall(r"^\S+==.*", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
+    return set(re.findall(r"^\S+==[^\s;]+", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
 
 
 def test_packages_for_gpus_are_those_for_processors_and_cuda():
