@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.api.loading import NEWEST, Chosen, load_trained, reading
@@ -54,6 +55,7 @@ def evaluate(
     other: Compared = NOTHING,
     replicas: Replicas | None = None,
     data_settings: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Evaluation:
     """Evaluate a checkpoint with intervals, and write the results to model_dir; of several workers, the first writes.
 
@@ -65,6 +67,7 @@ def evaluate(
       other: the other model.
       replicas: the workers that evaluate together.
       data_settings: changes of the config with which the data are read.
+      names: path of a file -> its name in the list of invalid records.
 
     Raises:
       UserError: if the data cannot be read or have no samples, or a model cannot be loaded.
@@ -74,7 +77,7 @@ def evaluate(
     from easyrec_mm.runs.model_dir import EVAL_BAD_RECORDS, EVAL_RESULT
 
     data = reading(pipeline, data_settings)
-    trained = load_trained(pipeline, chosen, EVAL_BAD_RECORDS, replicas)
+    trained = load_trained(pipeline, chosen, EVAL_BAD_RECORDS, replicas, names)
     with trained.folder.logs_put(), closing(trained.vectors):
         if other.path:
             from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare, open_contender

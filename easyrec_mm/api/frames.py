@@ -35,10 +35,22 @@ def is_frame(data: object) -> TypeIs[pd.DataFrame]:
     return pandas is not None and isinstance(data, pandas.DataFrame)
 
 
-def path_of(paths: Paths) -> str:
-    """Return paths as one text, as settings of the config and flags of commands have them."""
+def path_of(paths: Paths, name: str) -> str:
+    """Return paths as one text, as settings of the config and flags of commands have them.
+
+    Args:
+      paths: files, folders or globs.
+      name: name of the argument, for messages.
+
+    Raises:
+      DataError: if it is not a path or a list of paths.
+    """
     if isinstance(paths, str | os.PathLike):
         return os.fspath(paths)
+    is_list = isinstance(paths, Sequence)
+    if not is_list or not all(isinstance(path, str | os.PathLike) for path in paths):
+        kind = f"{'list of other values' if is_list else type(paths).__name__}"
+        raise DataError(f"{name}: is a {kind}; give the path of a file, a folder or a glob, or a list of paths")
     return ",".join(os.fspath(path) for path in paths)
 
 
@@ -73,11 +85,14 @@ def table_of(frame: pd.DataFrame, name: str, fields: Iterable[str]) -> pa.Table:
 
 
 def _array_of(series: pd.Series[Any], place: str) -> pa.Array:
+    import pandas as pd
     import pyarrow as pa
 
+    if isinstance(series.dtype, pd.SparseDtype):
+        series = series.sparse.to_dense()
     try:
         array = pa.Array.from_pandas(series)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         advice = "convert the column to one type, as by astype"
         raise DataError(f"{place}: cannot be read: {first_line(error)}; {advice}") from error
     if isinstance(array, pa.ChunkedArray):
