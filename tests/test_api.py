@@ -7,16 +7,18 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flat_helpers import CONFIG, make_log
 
 import easyrec_mm as er
-from easyrec_mm.api.frames import table_of
+from easyrec_mm.api.frames import fields_of, table_of
 from easyrec_mm.cli.main import main
 
 # Modules that the import of the package must not bring.
@@ -27,10 +29,13 @@ HEAVY = ("tensorflow", "keras", "numpy", "pandas", "pyarrow", "google.protobuf")
 
 
 def test_the_import_loads_nothing_that_takes_time():
-    code = "import sys, easyrec_mm; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = "import sys, time; start = time.process_time(); import easyrec_mm; print(time.process_time() - start)"
+    code += "; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    seconds, *loaded = out.split()
     assert not set(HEAVY) & set(loaded)
     assert "easyrec_mm" in loaded
+    assert float(seconds) < 0.2
 
 
 def test_names_of_the_package():
@@ -68,6 +73,15 @@ def test_settings_change_the_config(folder):
     assert pipeline.model_dir == "other"
 
 
+def test_settings_may_be_values_of_numpy(folder):
+    units = "model_config.e2e_mm_dbmtl.bottom_dnn.hidden_units"
+    settings = {"train_config.num_steps": np.int64(7), "data_config.shuffle": np.bool_(False), units: np.array([3, 2])}
+    pipeline = er.load("x.config", settings)
+    assert pipeline.config.train_config.num_steps == 7
+    assert not pipeline.config.data_config.shuffle
+    assert list(pipeline.config.model_config.e2e_mm_dbmtl.bottom_dnn.hidden_units) == [3, 2]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -75,10 +89,11 @@ def test_settings_change_the_config(folder):
         ({"train_config.num_steps": "many"}, "settings: train_config.num_steps: 'many' is not a valid value"),
         ({"train_config.num_steps": None}, "settings: train_config.num_steps: null is not a value"),
         (
-            {"train_config.num_steps": np.int64(7)},
-            "settings: train_config.num_steps: is of type int64; give a text, a number",
+            {"train_config.num_steps": 7j},
+            "settings: train_config.num_steps: is of type complex; give a text, a number",
         ),
         ({7: 7}, "settings: 7 is not a path"),
+        (["train_config.num_steps=7"], "settings: is a list; give a dict"),
     ],
 )
 def test_settings_that_are_wrong(folder, settings, message):
@@ -95,12 +110,30 @@ def test_what_is_read_of_a_frame():
             "category": pd.Categorical(["a", None, "b"]),
             "whole": pd.array([1, None, 3], dtype="Int64"),
             "number": [1.5, np.nan, 2.5],
+            "sparse": pd.arrays.SparseArray([0, 0, 1]),
             "other": [object(), object(), object()],
         },
         index=["x", "x", "z"],
     )
-    table = table_of(frame, "data", ["number", "category", "whole", "missing"])
-    assert table.to_pydict() == {"number": [1.5, None, 2.5], "category": ["a", None, "b"], "whole": [1, None, 3]}
+    table = table_of(frame, "data", ["number", "category", "whole", "sparse", "missing"])
+    assert table.to_pydict() == {
+        "number": [1.5, None, 2.5],
+        "category": ["a", None, "b"],
+        "whole": [1, None, 3],
+        "sparse": [0, 0, 1],
+    }
+
+
+def test_times_and_decimals_are_read_as_group_writes_them():
+    times = pd.Series(pd.to_datetime(["2024-01-02 03:04:05", None])).astype("datetime64[s]")
+    frame = pd.DataFrame(
+        {"time": times, "seconds": times, "price": [Decimal("1.50"), None], "code": [Decimal("7")] * 2}
+    )
+    table = fields_of(frame, "data", {"time": "string", "seconds": "int64", "price": "float32", "code": "string"})
+    expected = {"time": ["2024-01-02 03:04:05", None], "price": [1.5, None], "code": ["7", "7"]}
+    assert table.drop_columns("seconds").to_pydict() == expected
+    # Of a number nobody knows the unit: the reader refuses it.
+    assert pa.types.is_timestamp(table["seconds"].type)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +141,7 @@ def test_what_is_read_of_a_frame():
     [
         (pd.DataFrame({"a": []}), "data: the DataFrame has no rows"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "data: 2 columns are named 'a'"),
+        (pd.DataFrame({"a": pd.Series(["\ud800"], dtype=object)}), "data: column 'a': cannot be read: .*surrogates"),
         (pd.DataFrame({"a": [1, "x"]}), "data: column 'a': cannot be read: .*convert the column to one type"),
         (pd.DataFrame({"b": [1]}), "data: no column has the name of a field of the config; the DataFrame has b"),
     ],
@@ -158,6 +192,8 @@ def test_a_frame_trains_the_weights_of_its_file_and_an_equal_one_goes_on(run, tr
     pd.testing.assert_frame_equal(own.predict(frame), run.predict(frame))
     steps = own.metrics()
     assert steps.loc[steps["kind"] == "train", "step"].tolist() == [1, 2]
+    pipeline.train(frame.copy(), frame)
+    assert own.metrics().equals(steps)
     pipeline.with_settings({"train_config.num_epochs": 2}).train(frame.copy(), frame)
     steps = own.metrics()
     assert steps.loc[steps["kind"] == "train", "step"].tolist() == [1, 2, 3, 4]
@@ -178,7 +214,7 @@ def test_an_evaluation_is_that_of_the_command(run, trained):
 def test_predictions_are_those_of_the_command_with_the_index_of_the_frame(run, trained):
     frame = trained[1].sample(frac=1, random_state=3)
     frame.index = [f"row {number % 30}" for number in range(len(frame))]
-    predicted = run.predict(frame, reserved_columns=["user"])
+    predicted = run.predict(frame, reserved_columns="user")
     assert predicted.index.equals(frame.index)
     assert predicted["user"].tolist() == frame["user"].tolist()
     expected = rows_of_command(frame, "--reserved_columns", "user")
@@ -196,13 +232,17 @@ def test_a_row_that_cannot_be_read_has_no_prediction(run, trained, capsys):
     assert "warning: " in capsys.readouterr().err
     listed = [json.loads(line) for line in Path("m/predict_bad_records.jsonl").read_text().splitlines()]
     assert [(record["row"], record["where"]) for record in listed] == [(6, "column 'price'"), (10, "column 'price'")]
+    assert {record["file"] for record in listed} == {"the DataFrame data"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda frame: frame.drop(columns="price"), "the DataFrame data: no column 'price'"),
+        (
+            lambda frame: frame.drop(columns="price"),
+            "the DataFrame data: no column 'price'; choose one of click, tags, user$",
+        ),
         (lambda frame: frame.assign(price="cheap"), "the DataFrame data.*price"),
         (lambda frame: frame.assign(price=float("inf")), "the DataFrame data.*price"),
     ],
@@ -211,6 +251,27 @@ def test_messages_name_the_argument_and_the_column(run, trained, change, message
     with pytest.raises(er.DataError, match=message) as raised:
         run.predict(pd.concat([change(trained[1])] * 11))
     assert "/tmp" not in str(raised.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [None, 7, pd.Series(["x.csv"]), [{"price": 1.0}]])
+def test_data_that_are_neither_files_nor_a_frame(run, data):
+    with pytest.raises(er.DataError, match=r"^data: is a .*; give the path"):
+        run.predict(data)
+
+
+@pytest.mark.slow
+def test_data_of_training_and_evaluation_have_rows_of_the_same_kind(shop):
+    _, log, groups, *_ = shop
+    pipeline = er.load(groups.pipeline_config, {"model_dir": "other", "eval_input_path": groups.train_data})
+    grouped = pd.read_parquet(sorted(Path(groups.output).glob("part-*.parquet"))[0])
+    with pytest.raises(er.DataError, match="train_data, eval_data: one has a row per sample, one a row per group"):
+        pipeline.train(log, grouped)
+    with pytest.raises(
+        er.DataError, match="eval_data: the config's eval_input_path is GroupParquetInput, and the Data"
+    ):
+        pipeline.train(log)
+    assert not Path("other").exists()
 
 
 # --- With pictures
@@ -231,9 +292,7 @@ def shop(tmp_path_factory):
     log["click"] = (random.random(600) < 0.2 + 0.3 * (log["item"] % 2)).astype(int)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        groups = er.group(
-            log, "groups", group_by="item", image_field="path", label_fields=["click"], image_size="16x16"
-        )
+        groups = er.group(log, "groups", group_by="item", image_field="path", label_fields="click", image_size=(16, 16))
         run = er.load(groups.pipeline_config, {"train_config.num_steps": 4}).train()
         models = run.export("export", parity_groups=10)
         with pytest.raises(er.UserError, match="embed: no option 'refesh'; did you mean 'refresh'"):
@@ -276,8 +335,10 @@ def test_a_server_answers_what_the_training_predicts(shop):
         shared = server.predict(request[:20], shared={"age": 30})
         expected = run.predict(some.assign(age=30)).head(20)
         np.testing.assert_allclose(shared["probs_click"], expected["probs_click"], atol=1e-5)
-        with pytest.raises(er.UserError, match="age"):
+        with pytest.raises(er.UserError, match="^candidates:1: age: is missing"):
             server.predict(some.drop(columns="age"))
+        with pytest.raises(er.UserError, match="^candidates:26: age: is missing"):
+            server.predict(some.assign(age=some["age"].astype("Int64").where(np.arange(50) != 25)))
         with pytest.raises(er.DataError, match=r"candidates: column 'age': .*whole number"):
             server.predict(some.assign(age=30.5))
         assert server.predict(some.assign(age=some["age"].astype(float))).equals(answers)
@@ -302,7 +363,13 @@ def test_a_search_finds_what_the_command_prints(shop, capsys):
             lambda: er.group("x.csv", "g", group_by="a", image_field="b", overwite=True),
             "group: no option 'overwite'; did",
         ),
+        (
+            lambda: er.group("x.csv", "g", group_by="a", image_field="b", format="csv"),
+            "group: format: is 'csv'; choose one of parquet, tfrecord, rtp",
+        ),
         (lambda: er.embed("i", "x.txt", "lmdb://v"), "i: no manifest.json"),
+        (lambda: er.embed("i", "x.txt", "lmdb://v", runtime="gpu"), "embed: runtime: is 'gpu'; choose one of auto,"),
+        (lambda: er.search("lmdb://v", key="a", similarity="dot"), "search: similarity: is 'dot'; choose one of cen"),
         (lambda: er.Server("r", "lmdb://v", runtme="onnx"), "Server: no option 'runtme'; did you mean 'runtime'?"),
         (lambda: er.search("lmdb://v"), "search: give what to look for"),
     ],

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from easyrec_mm.errors import DataError, UserError, first_line
 from easyrec_mm.files import is_remote, join, plain
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
     from easyrec_mm.config.pipeline import Pipeline as CheckedPipeline
+    from easyrec_mm.features.field import Kind
+    from easyrec_mm.schema import Schema
 
 Paths: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 Data: TypeAlias = "Paths | pd.DataFrame"
@@ -82,6 +84,39 @@ def table_of(frame: pd.DataFrame, name: str, fields: Iterable[str]) -> pa.Table:
         names = ", ".join(str(column) for column in frame.columns[:20])
         raise DataError(f"{name}: no column has the name of a field of the config; the DataFrame has {names}")
     return pa.table(columns)
+
+
+def fields_of(frame: pd.DataFrame, name: str, dtypes: Mapping[str, str]) -> pa.Table:
+    """Return the columns of a DataFrame that are fields, with times and decimals as `easyrec-mm group` writes them.
+
+    So a log that was grouped can be predicted as it is: a time is a text, a decimal a number.
+
+    Args:
+      frame: the DataFrame.
+      name: name of the argument, for messages.
+      dtypes: name of a field -> its dtype; "" if it has none.
+
+    Raises:
+      DataError: as table_of.
+    """
+    import pyarrow as pa
+
+    from easyrec_mm.formats.columns import to_kind
+
+    table = table_of(frame, name, dtypes)
+    for place, column in enumerate(table.column_names):
+        kind, dtype = table[column].type, dtypes[column]
+        is_time = pa.types.is_temporal(kind) and not pa.types.is_duration(kind) and dtype == "string"
+        if (is_time or pa.types.is_decimal(kind)) and dtype:
+            values, is_bad = to_kind(table[column].combine_chunks(), cast("Kind", dtype))
+            if is_bad is None or not is_bad.any():
+                table = table.set_column(place, column, values)
+    return table
+
+
+def dtypes_of(schema: Schema) -> dict[str, str]:
+    """Return the name of each field -> its dtype."""
+    return {field.name: field.dtype for field in schema.fields}
 
 
 def _array_of(series: pd.Series[Any], place: str) -> pa.Array:

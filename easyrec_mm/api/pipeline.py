@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from easyrec_mm.api.frames import Data, input_settings, is_frame, kept_in, naming, path_of, table_of
+from easyrec_mm.api.frames import Data, dtypes_of, fields_of, input_settings, is_frame, kept_in, naming, path_of
 from easyrec_mm.console import warn
 from easyrec_mm.errors import ConfigError, DataError, UserError
 
@@ -97,8 +97,7 @@ class Pipeline:
         names: dict[str, str] = {}
         for argument, data in (("train_data", train_data), ("eval_data", eval_data)):
             if is_frame(data):
-                fields = [field.name for field in self.checked.schema.fields]
-                tables[argument] = table_of(data, argument, fields)
+                tables[argument] = fields_of(data, argument, dtypes_of(self.checked.schema))
             elif data is not None:
                 settings[_setting(argument)] = path_of(data, argument)
         settings |= self._reading(tables, settings)

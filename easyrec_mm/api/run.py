@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from easyrec_mm.api.frames import Data, Paths, as_file, input_settings, is_frame, naming, path_of, table_of
+from easyrec_mm.api.frames import Data, Paths, as_file, dtypes_of, fields_of, input_settings, is_frame, naming, path_of
 from easyrec_mm.api.loading import FLOAT32, Chosen, find_checkpoint, require_path
 from easyrec_mm.api.options import names_of
 from easyrec_mm.console import warn
@@ -94,7 +94,7 @@ class Run:
         checked, chosen = self.pipeline.checked, Chosen(self.checkpoint_path, precision)
         other = Compared(compare.checkpoint if isinstance(compare, Run) else os.fspath(compare))
         if is_frame(data):
-            table = table_of(data, "data", [field.name for field in checked.schema.fields])
+            table = fields_of(data, "data", dtypes_of(checked.schema))
             with as_file(table, FRAME) as path:
                 settings, names = input_settings(checked, table), {path: FRAME}
                 evaluation = evaluate(checked, path, "data", chosen, other, None, settings, names)
@@ -137,7 +137,7 @@ class Run:
         import pandas as pd
         import pyarrow as pa
 
-        table = table_of(data, "data", [field.name for field in checked.schema.fields])
+        table = fields_of(data, "data", dtypes_of(checked.schema))
         settings = input_settings(checked, table)
         table = table.append_column(ROW, pa.array(range(len(data)), pa.int64()))
         # The user has not made the column of the row numbers.

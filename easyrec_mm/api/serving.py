@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from easyrec_mm.api.frames import is_frame, table_of
+from easyrec_mm.api.frames import dtypes_of, fields_of, is_frame
 from easyrec_mm.api.options import options_from
 from easyrec_mm.errors import DataError, UserError, first_line
 
@@ -105,9 +105,9 @@ class Server:
     def _columns(self, frame: pd.DataFrame) -> dict[str, list[Any]]:
         """Return the values of the fields that the model knows, in the types of requests."""
         reader = self._service.release.reader
-        table = table_of(frame, "candidates", sorted(reader.known_names))
-        types = {field.name: field.dtype for field in self._service.release.predictor.manifest.schema.fields}
-        return {name: _values(table[name], types.get(name, ""), name) for name in table.column_names}
+        dtypes = dtypes_of(self._service.release.predictor.manifest.schema)
+        table = fields_of(frame, "candidates", {name: dtypes.get(name, "") for name in sorted(reader.known_names)})
+        return {name: _values(table[name], dtypes.get(name, ""), name) for name in table.column_names}
 
 
 @contextmanager
