@@ -14,6 +14,7 @@ from easyrec_mm.errors import UserError
 if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline
     from easyrec_mm.distribution.replicas import Replicas
+    from easyrec_mm.evaluation.comparison import Contender
     from easyrec_mm.evaluation.summary import EvalResults
 
 
@@ -80,10 +81,9 @@ def evaluate(
     trained = load_trained(pipeline, chosen, EVAL_BAD_RECORDS, replicas, names)
     with trained.folder.logs_put(), closing(trained.vectors):
         if other.path:
-            from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare, open_contender
+            from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare
 
-            second = open_contender(other.path, other.config, chosen.dtype, other.ignore_unsupported)
-            second = replace(second, pipeline=reading(second.pipeline, data_settings))
+            second = _open(other, chosen.dtype, data_settings)
             first = Contender(data, trained.model, trained.vectors, trained.name)
             with closing(second.vectors):
                 results = evaluate_and_compare(first, second, path, setting, trained.bad_records)
@@ -98,3 +98,11 @@ def evaluate(
     if replicas is not None:
         replicas.agree(0)  # a worker that ends while the first one still writes would be missed
     return Evaluation(results, trained.name, trained.bad_records.summary())
+
+
+def _open(other: Compared, dtype: str, data_settings: Mapping[str, Any] | None) -> Contender:
+    """Load the other model, which reads data as these settings say."""
+    from easyrec_mm.evaluation.comparison import open_contender
+
+    opened = open_contender(other.path, other.config, dtype, other.ignore_unsupported)
+    return replace(opened, pipeline=reading(opened.pipeline, data_settings))
