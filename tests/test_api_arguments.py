@@ -156,6 +156,7 @@ def test_frames_that_cannot_be_read(frame, message):
             lambda: er.group("x.csv", "g", group_by="a", image_field="b", overwite=True),
             "group: no option 'overwite'; did",
         ),
+        (lambda: er.group("x.csv", "g", group_by="a", image_field="b"), "^data: 'x.csv' matches no file"),
         (
             lambda: er.group("x.csv", "g", group_by="a", image_field="b", format="csv"),
             "group: format: is 'csv'; choose one of parquet, tfrecord, rtp",

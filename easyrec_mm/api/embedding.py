@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from easyrec_mm.api.frames import Data, as_file, is_frame, path_of, table_of
+from easyrec_mm.api.frames import Data, as_file, is_frame, naming, path_of, table_of
 from easyrec_mm.api.options import options_from, require_choice
 from easyrec_mm.console import warn
 from easyrec_mm.tensorflow_import import import_tensorflow
@@ -75,7 +75,8 @@ def embed(
         return run(chosen, store, {"bad_pictures": "bad_pictures.jsonl", **options}, warn)[0]
 
     if not is_frame(pictures):
-        return run_on(path_of(pictures, "pictures"))
+        with naming({"--input": "pictures"}):
+            return run_on(path_of(pictures, "pictures"))
     table = table_of(pictures, "pictures", [str(column) for column in pictures.columns])
     name = "the DataFrame pictures"
     with as_file(table, name) as path:

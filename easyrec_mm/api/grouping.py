@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from easyrec_mm.api.frames import Data, as_file, is_frame, path_of, table_of
+from easyrec_mm.api.frames import Data, as_file, is_frame, naming, path_of, table_of
 from easyrec_mm.api.options import names_of, options_from, require_spark
 from easyrec_mm.files import is_remote, join
 from easyrec_mm.tensorflow_import import import_tensorflow
@@ -95,7 +95,8 @@ def group(
         with as_file(table, "the DataFrame data") as path:
             report = run(_options(path, values), engine)
     else:
-        report = run(_options(path_of(data, "data"), values), engine)
+        with naming({"--input": "data"}):
+            report = run(_options(path_of(data, "data"), values), engine)
     files = f"part-*.{_ending(values.get('format', 'parquet'))}"
     train, evaluation = (join(folder, side) if split_by else folder for side in ("train", "eval"))
     return Groups(folder, config, join(train, files), join(evaluation, files) if split_by else "", report)
