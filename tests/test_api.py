@@ -16,106 +16,7 @@ import pytest
 from flat_helpers import CONFIG, make_log
 
 import easyrec_mm as er
-from easyrec_mm.api.frames import table_of
 from easyrec_mm.cli.main import main
-
-# Modules that the import of the package must not bring.
-HEAVY = ("tensorflow", "keras", "numpy", "pandas", "pyarrow", "google.protobuf")
-
-
-# --- The package
-
-
-def test_the_import_loads_nothing_that_takes_time():
-    code = "import sys, easyrec_mm; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not set(HEAVY) & set(loaded)
-    assert "easyrec_mm" in loaded
-
-
-def test_names_of_the_package():
-    assert set(er.__all__) <= set(dir(er))
-    assert all(getattr(er, name).__module__.startswith("easyrec_mm.") for name in er.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'lod'"):
-        _ = er.lod
-
-
-def test_an_error_shows_no_password():
-    assert str(er.StoreError("redis://user:secret@host/0: cannot be reached")) == (
-        "redis://user:***@host/0: cannot be reached"
-    )
-
-
-# --- Loading
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder, with a flat log and a config for it."""
-    make_log(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_settings_change_the_config(folder):
-    pipeline = er.load(
-        Path("x.config"),
-        {"train_config.num_steps": 7, "data_config": {"shuffle": False, "seed": "5"}, "model_dir": Path("other")},
-    )
-    assert pipeline.config.train_config.num_steps == 7
-    assert (pipeline.config.data_config.shuffle, pipeline.config.data_config.seed) == (False, 5)
-    assert pipeline.with_settings({"train_config.num_steps": 8}).config.train_config.num_steps == 8
-    assert pipeline.model_dir == "other"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"train_config.num_stps": 7}, "settings: train_config.num_stps: TrainConfig has no field 'num_stps'; did you"),
-        ({"train_config.num_steps": "many"}, "settings: train_config.num_steps: 'many' is not a valid value"),
-        ({"train_config.num_steps": None}, "settings: train_config.num_steps: null is not a value"),
-        (
-            {"train_config.num_steps": np.int64(7)},
-            "settings: train_config.num_steps: is of type int64; give a text, a number",
-        ),
-        ({7: 7}, "settings: 7 is not a path"),
-    ],
-)
-def test_settings_that_are_wrong(folder, settings, message):
-    with pytest.raises(er.ConfigError, match=message):
-        er.load("x.config", settings)
-
-
-# --- DataFrames
-
-
-def test_what_is_read_of_a_frame():
-    frame = pd.DataFrame(
-        {
-            "category": pd.Categorical(["a", None, "b"]),
-            "whole": pd.array([1, None, 3], dtype="Int64"),
-            "number": [1.5, np.nan, 2.5],
-            "other": [object(), object(), object()],
-        },
-        index=["x", "x", "z"],
-    )
-    table = table_of(frame, "data", ["number", "category", "whole", "missing"])
-    assert table.to_pydict() == {"number": [1.5, None, 2.5], "category": ["a", None, "b"], "whole": [1, None, 3]}
-
-
-@pytest.mark.parametrize(
-    ("frame", "message"),
-    [
-        (pd.DataFrame({"a": []}), "data: the DataFrame has no rows"),
-        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "data: 2 columns are named 'a'"),
-        (pd.DataFrame({"a": [1, "x"]}), "data: column 'a': cannot be read: .*convert the column to one type"),
-        (pd.DataFrame({"b": [1]}), "data: no column has the name of a field of the config; the DataFrame has b"),
-    ],
-)
-def test_frames_that_cannot_be_read(frame, message):
-    with pytest.raises(er.DataError, match=message):
-        table_of(frame, "data", ["a"])
-
 
 # --- Training on a log without pictures
 
@@ -158,6 +59,9 @@ def test_a_frame_trains_the_weights_of_its_file_and_an_equal_one_goes_on(run, tr
     pd.testing.assert_frame_equal(own.predict(frame), run.predict(frame))
     steps = own.metrics()
     assert steps.loc[steps["kind"] == "train", "step"].tolist() == [1, 2]
+    pipeline.train(frame.copy(), frame)
+    again = own.metrics()
+    assert again.loc[again["kind"] == "train", "step"].tolist() == [1, 2]
     pipeline.with_settings({"train_config.num_epochs": 2}).train(frame.copy(), frame)
     steps = own.metrics()
     assert steps.loc[steps["kind"] == "train", "step"].tolist() == [1, 2, 3, 4]
@@ -178,7 +82,7 @@ def test_an_evaluation_is_that_of_the_command(run, trained):
 def test_predictions_are_those_of_the_command_with_the_index_of_the_frame(run, trained):
     frame = trained[1].sample(frac=1, random_state=3)
     frame.index = [f"row {number % 30}" for number in range(len(frame))]
-    predicted = run.predict(frame, reserved_columns=["user"])
+    predicted = run.predict(frame, reserved_columns="user")
     assert predicted.index.equals(frame.index)
     assert predicted["user"].tolist() == frame["user"].tolist()
     expected = rows_of_command(frame, "--reserved_columns", "user")
@@ -196,13 +100,17 @@ def test_a_row_that_cannot_be_read_has_no_prediction(run, trained, capsys):
     assert "warning: " in capsys.readouterr().err
     listed = [json.loads(line) for line in Path("m/predict_bad_records.jsonl").read_text().splitlines()]
     assert [(record["row"], record["where"]) for record in listed] == [(6, "column 'price'"), (10, "column 'price'")]
+    assert {record["file"] for record in listed} == {"the DataFrame data"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda frame: frame.drop(columns="price"), "the DataFrame data: no column 'price'"),
+        (
+            lambda frame: frame.drop(columns="price"),
+            "the DataFrame data: no column 'price'; choose one of click, tags, user$",
+        ),
         (lambda frame: frame.assign(price="cheap"), "the DataFrame data.*price"),
         (lambda frame: frame.assign(price=float("inf")), "the DataFrame data.*price"),
     ],
@@ -211,6 +119,27 @@ def test_messages_name_the_argument_and_the_column(run, trained, change, message
     with pytest.raises(er.DataError, match=message) as raised:
         run.predict(pd.concat([change(trained[1])] * 11))
     assert "/tmp" not in str(raised.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [None, 7, pd.Series(["x.csv"]), [{"price": 1.0}]])
+def test_data_that_are_neither_files_nor_a_frame(run, data):
+    with pytest.raises(er.DataError, match=r"^data: is a .*; give the path"):
+        run.predict(data)
+
+
+@pytest.mark.slow
+def test_data_of_training_and_evaluation_have_rows_of_the_same_kind(shop):
+    _, log, groups, *_ = shop
+    pipeline = er.load(groups.pipeline_config, {"model_dir": "other", "eval_input_path": groups.train_data})
+    grouped = pd.read_parquet(sorted(Path(groups.output).glob("part-*.parquet"))[0])
+    with pytest.raises(er.DataError, match="train_data, eval_data: one has a row per sample, one a row per group"):
+        pipeline.train(log, grouped)
+    with pytest.raises(
+        er.DataError, match="eval_data: the config's eval_input_path is GroupParquetInput, and the Data"
+    ):
+        pipeline.train(log)
+    assert not Path("other").exists()
 
 
 # --- With pictures
@@ -231,9 +160,7 @@ def shop(tmp_path_factory):
     log["click"] = (random.random(600) < 0.2 + 0.3 * (log["item"] % 2)).astype(int)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        groups = er.group(
-            log, "groups", group_by="item", image_field="path", label_fields=["click"], image_size="16x16"
-        )
+        groups = er.group(log, "groups", group_by="item", image_field="path", label_fields="click", image_size=(16, 16))
         run = er.load(groups.pipeline_config, {"train_config.num_steps": 4}).train()
         models = run.export("export", parity_groups=10)
         with pytest.raises(er.UserError, match="embed: no option 'refesh'; did you mean 'refresh'"):
@@ -276,8 +203,10 @@ def test_a_server_answers_what_the_training_predicts(shop):
         shared = server.predict(request[:20], shared={"age": 30})
         expected = run.predict(some.assign(age=30)).head(20)
         np.testing.assert_allclose(shared["probs_click"], expected["probs_click"], atol=1e-5)
-        with pytest.raises(er.UserError, match="age"):
+        with pytest.raises(er.UserError, match=r"^candidates:1: age: is missing"):
             server.predict(some.drop(columns="age"))
+        with pytest.raises(er.UserError, match=r"^candidates:26: age: is missing"):
+            server.predict(some.assign(age=some["age"].astype("Int64").where(np.arange(50) != 25)))
         with pytest.raises(er.DataError, match=r"candidates: column 'age': .*whole number"):
             server.predict(some.assign(age=30.5))
         assert server.predict(some.assign(age=some["age"].astype(float))).equals(answers)
@@ -293,24 +222,6 @@ def test_a_search_finds_what_the_command_prints(shop, capsys):
     assert by_key["key"].tolist() == found["key"].tolist()[1:]
     assert main(["search", "--store", "lmdb://vectors", "--key", "images/3.png", "--top_k", "3"]) == 0
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[-3:]] == by_key["key"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: er.group("x.csv", "g", group_by="a", image_field="b", overwite=True),
-            "group: no option 'overwite'; did",
-        ),
-        (lambda: er.embed("i", "x.txt", "lmdb://v"), "i: no manifest.json"),
-        (lambda: er.Server("r", "lmdb://v", runtme="onnx"), "Server: no option 'runtme'; did you mean 'runtime'?"),
-        (lambda: er.search("lmdb://v"), "search: give what to look for"),
-    ],
-)
-def test_arguments_that_do_not_exist(tmp_path, monkeypatch, call, message):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(er.UserError, match=message):
-        call()
 
 
 # --- Signals

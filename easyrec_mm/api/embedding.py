@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from easyrec_mm.api.frames import Data, as_file, is_frame, path_of, table_of
-from easyrec_mm.api.options import options_from
+from easyrec_mm.api.frames import Data, as_file, is_frame, naming, path_of, table_of
+from easyrec_mm.api.options import options_from, require_choice
 from easyrec_mm.console import warn
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -22,7 +22,10 @@ Runtime: TypeAlias = Literal["auto", "onnx", "tensorflow"]
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which pictures are embedded, and by which model; the fields are flags of the command."""
+    """Which pictures are embedded, and by which model; the fields are flags of the command.
+
+    name  what messages and lists of bad records call `input`, if it has another name there
+    """
 
     img_model_dir: str
     input: str
@@ -30,6 +33,7 @@ class Pictures:
     key_column: str = ""
     path_column: str = ""
     runtime: Runtime = "auto"
+    name: str = ""
 
 
 def embed(
@@ -63,15 +67,20 @@ def embed(
       UserError: if the model, the pictures or the store cannot be used, or an option does not exist.
     """
 
-    def run_on(path: str) -> EmbedResult:
-        chosen = Pictures(os.fspath(img_model_dir), path, os.fspath(image_root), key_column, path_column, runtime)
+    require_choice(runtime, Runtime, "embed: runtime")
+
+    def run_on(path: str, name: str = "") -> EmbedResult:
+        columns = key_column, path_column
+        chosen = Pictures(os.fspath(img_model_dir), path, os.fspath(image_root), *columns, runtime, name)
         return run(chosen, store, {"bad_pictures": "bad_pictures.jsonl", **options}, warn)[0]
 
     if not is_frame(pictures):
-        return run_on(path_of(pictures))
+        with naming({"--input": "pictures"}):
+            return run_on(path_of(pictures, "pictures"))
     table = table_of(pictures, "pictures", [str(column) for column in pictures.columns])
-    with as_file(table, "the DataFrame pictures") as path:
-        return run_on(path)
+    name = "the DataFrame pictures"
+    with as_file(table, name) as path:
+        return run_on(path, name)
 
 
 def run(
@@ -108,6 +117,8 @@ def run(
     items, refused = read_items(
         pictures.input, model.manifest.schema, pictures.image_root, pictures.key_column, pictures.path_column
     )
+    if pictures.name:
+        refused = [replace(record, file=pictures.name) for record in refused]
     if chosen.task is not None:
         refused = [refused[i] for i in chosen.task.part_of(len(refused))]
     if refused:

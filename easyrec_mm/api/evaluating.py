@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.api.loading import NEWEST, Chosen, load_trained, reading
@@ -13,6 +14,7 @@ from easyrec_mm.errors import UserError
 if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline
     from easyrec_mm.distribution.replicas import Replicas
+    from easyrec_mm.evaluation.comparison import Contender
     from easyrec_mm.evaluation.summary import EvalResults
 
 
@@ -54,6 +56,7 @@ def evaluate(
     other: Compared = NOTHING,
     replicas: Replicas | None = None,
     data_settings: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Evaluation:
     """Evaluate a checkpoint with intervals, and write the results to model_dir; of several workers, the first writes.
 
@@ -65,6 +68,7 @@ def evaluate(
       other: the other model.
       replicas: the workers that evaluate together.
       data_settings: changes of the config with which the data are read.
+      names: path of a file -> its name in the list of invalid records.
 
     Raises:
       UserError: if the data cannot be read or have no samples, or a model cannot be loaded.
@@ -74,13 +78,12 @@ def evaluate(
     from easyrec_mm.runs.model_dir import EVAL_BAD_RECORDS, EVAL_RESULT
 
     data = reading(pipeline, data_settings)
-    trained = load_trained(pipeline, chosen, EVAL_BAD_RECORDS, replicas)
+    trained = load_trained(pipeline, chosen, EVAL_BAD_RECORDS, replicas, names)
     with trained.folder.logs_put(), closing(trained.vectors):
         if other.path:
-            from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare, open_contender
+            from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare
 
-            second = open_contender(other.path, other.config, chosen.dtype, other.ignore_unsupported)
-            second = replace(second, pipeline=reading(second.pipeline, data_settings))
+            second = _open(other, chosen.dtype, data_settings)
             first = Contender(data, trained.model, trained.vectors, trained.name)
             with closing(second.vectors):
                 results = evaluate_and_compare(first, second, path, setting, trained.bad_records)
@@ -95,3 +98,11 @@ def evaluate(
     if replicas is not None:
         replicas.agree(0)  # a worker that ends while the first one still writes would be missed
     return Evaluation(results, trained.name, trained.bad_records.summary())
+
+
+def _open(other: Compared, dtype: str, data_settings: Mapping[str, Any] | None) -> Contender:
+    """Load the other model, which reads data as these settings say."""
+    from easyrec_mm.evaluation.comparison import open_contender
+
+    opened = open_contender(other.path, other.config, dtype, other.ignore_unsupported)
+    return replace(opened, pipeline=reading(opened.pipeline, data_settings))

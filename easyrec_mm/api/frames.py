@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from easyrec_mm.errors import DataError, UserError, first_line
 from easyrec_mm.files import is_remote, join, plain
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
     from easyrec_mm.config.pipeline import Pipeline as CheckedPipeline
+    from easyrec_mm.features.field import Kind
+    from easyrec_mm.schema import Schema
 
 Paths: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 Data: TypeAlias = "Paths | pd.DataFrame"
@@ -35,10 +37,22 @@ def is_frame(data: object) -> TypeIs[pd.DataFrame]:
     return pandas is not None and isinstance(data, pandas.DataFrame)
 
 
-def path_of(paths: Paths) -> str:
-    """Return paths as one text, as settings of the config and flags of commands have them."""
+def path_of(paths: Paths, name: str) -> str:
+    """Return paths as one text, as settings of the config and flags of commands have them.
+
+    Args:
+      paths: files, folders or globs.
+      name: name of the argument, for messages.
+
+    Raises:
+      DataError: if it is not a path or a list of paths.
+    """
     if isinstance(paths, str | os.PathLike):
         return os.fspath(paths)
+    is_list = isinstance(paths, Sequence)
+    if not is_list or not all(isinstance(path, str | os.PathLike) for path in paths):
+        kind = f"{'list of other values' if is_list else type(paths).__name__}"
+        raise DataError(f"{name}: is a {kind}; give the path of a file, a folder or a glob, or a list of paths")
     return ",".join(os.fspath(path) for path in paths)
 
 
@@ -72,12 +86,48 @@ def table_of(frame: pd.DataFrame, name: str, fields: Iterable[str]) -> pa.Table:
     return pa.table(columns)
 
 
-def _array_of(series: pd.Series[Any], place: str) -> pa.Array:
+def fields_of(frame: pd.DataFrame, name: str, dtypes: Mapping[str, str]) -> pa.Table:
+    """Return the columns of a DataFrame that are fields, with times and decimals as `easyrec-mm group` writes them.
+
+    So a log that was grouped can be predicted as it is: a time is a text, a decimal a number.
+
+    Args:
+      frame: the DataFrame.
+      name: name of the argument, for messages.
+      dtypes: name of a field -> its dtype; "" if it has none.
+
+    Raises:
+      DataError: as table_of.
+    """
     import pyarrow as pa
 
+    from easyrec_mm.formats.columns import to_kind
+
+    table = table_of(frame, name, dtypes)
+    for place, column in enumerate(table.column_names):
+        kind, dtype = table[column].type, dtypes[column]
+        is_time = pa.types.is_temporal(kind) and not pa.types.is_duration(kind) and dtype == "string"
+        if (is_time or pa.types.is_decimal(kind)) and dtype:
+            values, is_bad = to_kind(table[column].combine_chunks(), cast("Kind", dtype))
+            if is_bad is None or not is_bad.any():
+                table = table.set_column(place, column, values)
+    return table
+
+
+def dtypes_of(schema: Schema) -> dict[str, str]:
+    """Return the name of each field -> its dtype."""
+    return {field.name: field.dtype for field in schema.fields}
+
+
+def _array_of(series: pd.Series[Any], place: str) -> pa.Array:
+    import pandas as pd
+    import pyarrow as pa
+
+    if isinstance(series.dtype, pd.SparseDtype):
+        series = series.sparse.to_dense()
     try:
         array = pa.Array.from_pandas(series)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         advice = "convert the column to one type, as by astype"
         raise DataError(f"{place}: cannot be read: {first_line(error)}; {advice}") from error
     if isinstance(array, pa.ChunkedArray):

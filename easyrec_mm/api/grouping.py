@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from easyrec_mm.api.frames import Data, as_file, is_frame, path_of, table_of
-from easyrec_mm.api.options import options_from, require_spark
+from easyrec_mm.api.frames import Data, as_file, is_frame, naming, path_of, table_of
+from easyrec_mm.api.options import names_of, options_from, require_spark
 from easyrec_mm.files import is_remote, join
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -61,7 +61,7 @@ def group(
     *,
     group_by: str,
     image_field: str,
-    label_fields: Sequence[str] = (),
+    label_fields: str | Sequence[str] = (),
     split_by: str = "",
     pipeline_config: str | os.PathLike[str] = "",
     engine: Engine = Engine(),
@@ -79,7 +79,7 @@ def group(
       pipeline_config: the config to write; by default beside `output`, with the ending .config.
       engine: what groups the rows.
       **options: further flags of the command, such as user_field, time_field, image_root, image_size, preset,
-        max_group_size, eval_share or overwrite; types: column -> type.
+        max_group_size, eval_share or overwrite; columns may also be a list, types a dict, image_size a pair.
 
     Raises:
       UserError: if a column or a file cannot be used, or an option does not exist.
@@ -87,7 +87,7 @@ def group(
     folder = os.fspath(output)
     config = os.fspath(pipeline_config) or f"{folder.rstrip('/')}.config"
     values = {
-        "output": folder, "group_by": group_by, "image_field": image_field, "label_fields": tuple(label_fields),
+        "output": folder, "group_by": group_by, "image_field": image_field, "label_fields": label_fields,
         "split_by": split_by, "pipeline_config_template": config, **options,
     }  # fmt: skip
     if is_frame(data):
@@ -95,7 +95,8 @@ def group(
         with as_file(table, "the DataFrame data") as path:
             report = run(_options(path, values), engine)
     else:
-        report = run(_options(path_of(data), values), engine)
+        with naming({"--input": "data"}):
+            report = run(_options(path_of(data, "data"), values), engine)
     files = f"part-*.{_ending(values.get('format', 'parquet'))}"
     train, evaluation = (join(folder, side) if split_by else folder for side in ("train", "eval"))
     return Groups(folder, config, join(train, files), join(evaluation, files) if split_by else "", report)
@@ -126,15 +127,20 @@ def _options(path: str, values: Mapping[str, Any]) -> GroupOptions:
     """Return the options of the command for arguments as `group` takes them."""
     from easyrec_mm.grouping.options import GroupOptions, parse_columns, parse_image_size, parse_split_by, parse_types
 
-    columns, only_columns = parse_columns(values.get("columns", ""))
-    types = ",".join(f"{name}={kind}" for name, kind in values.get("types", {}).items())
+    # Besides the texts that the flags take: a list of columns, a dict of types, and a pair of numbers.
+    columns, only_columns = parse_columns(",".join(names_of(values.get("columns", ""))))
+    types, image_size = values.get("types", ""), values.get("image_size", "")
+    if isinstance(types, Mapping):
+        types = ",".join(f"{name}={kind}" for name, kind in types.items())
+    if not isinstance(image_size, str):
+        image_size = "x".join(map(str, image_size))
     parsed = {
         "input": path,
         "columns": columns,
         "only_columns": only_columns,
         "types": parse_types(types),
         "split_by": parse_split_by(values["split_by"]),
-        "image_size": parse_image_size(values.get("image_size", "")),
+        "image_size": parse_image_size(image_size),
     }
     return options_from(GroupOptions, {**values, **parsed}, "group")
 

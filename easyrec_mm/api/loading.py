@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.console import warn
@@ -69,7 +70,11 @@ class Trained:
 
 
 def load_trained(
-    pipeline: Pipeline, chosen: Chosen, bad_records_file: str, replicas: Replicas | None = None
+    pipeline: Pipeline,
+    chosen: Chosen,
+    bad_records_file: str,
+    replicas: Replicas | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Trained:
     """Load the model of a checkpoint.
 
@@ -78,6 +83,7 @@ def load_trained(
       chosen: which checkpoint, and the number format.
       bad_records_file: name of the file in model_dir that lists invalid records.
       replicas: the workers that use the model together; the first one chooses the checkpoint, and writes to model_dir.
+      names: path of a file -> its name in the list of invalid records.
     """
     from easyrec_mm.data.shared_bad_records import SharedBadRecords
     from easyrec_mm.distribution.replicas import Replicas
@@ -92,7 +98,7 @@ def load_trained(
     model, step = load_model(config, pipeline.schema, checkpoint, chosen.dtype, replicas)
     require_same_values(model.weights(), replicas)
     file = str(folder.local / bad_records_file) if replicas.number == 0 else None
-    bad_records = SharedBadRecords(file, config.data_config.max_bad_record_share, replicas)
+    bad_records = SharedBadRecords(file, config.data_config.max_bad_record_share, replicas, names)
     name = f"{shown(checkpoint)} (step {step})"
     return Trained(model, folder, bad_records, vectors_of(pipeline.schema, checkpoint), name)
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from easyrec_mm.api.frames import Data, input_settings, is_frame, kept_in, naming, path_of, table_of
+from easyrec_mm.api.frames import Data, dtypes_of, fields_of, input_settings, is_frame, kept_in, naming, path_of
 from easyrec_mm.console import warn
-from easyrec_mm.errors import ConfigError, UserError
+from easyrec_mm.errors import ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
     from easyrec_mm.api.run import Run
     from easyrec_mm.config.pipeline import Pipeline as CheckedPipeline
@@ -92,16 +92,19 @@ class Pipeline:
         from easyrec_mm.api.run import Run
         from easyrec_mm.api.training import train
 
-        pipeline, names = self, {}
-        for setting, data in (("train_input_path", train_data), ("eval_input_path", eval_data)):
-            argument = setting.replace("input_path", "data")
-            if data is None:
-                continue
+        tables: dict[str, pa.Table] = {}
+        settings: dict[str, str] = {}
+        names: dict[str, str] = {}
+        for argument, data in (("train_data", train_data), ("eval_data", eval_data)):
             if is_frame(data):
-                pipeline, path = pipeline._with_frame(data, argument, setting)
-                names[path] = f"the DataFrame {argument}"
-            else:
-                pipeline = pipeline.with_settings({setting: path_of(data)})
+                tables[argument] = fields_of(data, argument, dtypes_of(self.checked.schema))
+            elif data is not None:
+                settings[_setting(argument)] = path_of(data, argument)
+        settings |= self._reading(tables, settings)
+        for argument, table in tables.items():
+            path = settings[_setting(argument)] = kept_in(self.model_dir, table, argument)
+            names[path] = f"the DataFrame {argument}"
+        pipeline = self.with_settings(settings) if settings else self
         with naming(names):
             ended = train(pipeline.checked, pipeline._arguments(), tells_notes=False)
         _raise_for(ended.status, ended.step is not None)
@@ -123,16 +126,36 @@ class Pipeline:
         find_checkpoint(self.checked, checkpoint_path)
         return Run(self, checkpoint_path)
 
-    def _with_frame(self, frame: pd.DataFrame, argument: str, setting: str) -> tuple[Pipeline, str]:
-        """Return the pipeline that reads a DataFrame, and the path of the file in model_dir that holds it."""
-        fields = [field.name for field in self.checked.schema.fields]
-        table = table_of(frame, argument, fields)
-        path = kept_in(self.model_dir, table, argument)
-        return self.with_settings({**input_settings(self.checked, table), setting: path}), path
+    def _reading(self, tables: Mapping[str, pa.Table], files: Mapping[str, str]) -> dict[str, str]:
+        """Return the settings with which a training reads tables; `files` are those given in place of the config's.
+
+        Raises:
+          DataError: if the data of the training and of the evaluation cannot be read in the same way.
+        """
+        from easyrec_mm.protos.data_pb2 import DatasetConfig
+
+        both = [input_settings(self.checked, table) for table in tables.values()]
+        if not both:
+            return {}
+        reading = both[0]
+        if reading != both[-1]:
+            raise DataError("train_data, eval_data: one has a row per sample, one a row per group; give equal kinds")
+        name = DatasetConfig.InputType.Name(self.config.data_config.input_type)
+        for argument in ("train_data", "eval_data"):
+            path = getattr(self.config, _setting(argument))
+            is_of_config = argument not in tables and _setting(argument) not in files
+            if path and is_of_config and name != reading["data_config.input_type"]:
+                raise DataError(
+                    f"{argument}: the config's {_setting(argument)} is {name}, and the DataFrame is read as "
+                    f"{reading['data_config.input_type']}; give a DataFrame for {argument}, too"
+                )
+        return reading
 
     def _arguments(self) -> list[str]:
         """Return the arguments of the command that trains this."""
-        edits = ["--edit_config_json", json.dumps(dict(self.settings), default=os.fspath)] if self.settings else []
+        from easyrec_mm.config.overrides import json_value
+
+        edits = ["--edit_config_json", json.dumps(dict(self.settings), default=json_value)] if self.settings else []
         skipping = ["--ignore_unsupported"] if self.ignore_unsupported else []
         return ["train", "--pipeline_config", self.path, *edits, *skipping]
 
@@ -150,7 +173,9 @@ def load(
     Raises:
       ConfigError: naming every mistake.
     """
-    pipeline = _load(os.fspath(path), dict(settings or {}), ignore_unsupported)
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path: is a {type(path).__name__}; give the path of a pipeline file")
+    pipeline = _load(os.fspath(path), {} if settings is None else settings, ignore_unsupported)
     for note in pipeline.notes:
         warn(f"note: {note}")
     return pipeline
@@ -160,10 +185,19 @@ def _load(path: str, settings: Mapping[str, Any], ignore_unsupported: bool) -> P
     from easyrec_mm.config.overrides import edits_of
     from easyrec_mm.config.pipeline import load_pipeline
 
+    if not isinstance(settings, Mapping):
+        kind = type(settings).__name__
+        raise ConfigError(f"settings: is a {kind}; give a dict such as {{'train_config.num_steps': 100}}")
+    settings = dict(settings)
     if wrong := [name for name in settings if not isinstance(name, str)]:
         raise ConfigError(f"settings: {wrong[0]!r} is not a path; write it as 'train_config.num_steps'")
     checked = load_pipeline(path, edits_of(settings, "settings"), ignore_unsupported)
     return Pipeline(path, settings, ignore_unsupported, checked)
+
+
+def _setting(argument: str) -> str:
+    """Return the setting in whose place an argument of `train` is."""
+    return argument.replace("data", "input_path")
 
 
 def _raise_for(status: int, is_own: bool) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.api.loading import NEWEST, Chosen, Trained, load_trained
@@ -57,6 +59,7 @@ def predict(
     output: Output,
     chosen: Chosen = NEWEST,
     data: Pipeline | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Prediction:
     """Write the outputs of a checkpoint for every sample, in the order of the input.
 
@@ -66,6 +69,7 @@ def predict(
       output: where to write.
       chosen: which checkpoint, and the number format.
       data: the config with which the data are read, if it is another one.
+      names: path of a file -> its name in the list of invalid records.
 
     Raises:
       UserError: if the data cannot be read, the model cannot be loaded, or the output cannot be written.
@@ -80,7 +84,7 @@ def predict(
     if task is not None:
         # Files of several processes in one folder, which may be remote.
         bad_records = task.file_name(*os.path.splitext(PREDICT_BAD_RECORDS))
-    trained = load_trained(pipeline, chosen, bad_records)
+    trained = load_trained(pipeline, chosen, bad_records, names=names)
     with trained.folder.logs_put(), closing(trained.vectors):
         inputs = prediction_input(data.config, data.schema, path, columns, trained.bad_records, trained.vectors, task)
         folder = _folder(output, chosen, trained, inputs) if output.is_folder else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from easyrec_mm.api.frames import Data, Paths, as_file, input_settings, is_frame, path_of, table_of
+from easyrec_mm.api.frames import Data, Paths, as_file, dtypes_of, fields_of, input_settings, is_frame, naming, path_of
 from easyrec_mm.api.loading import FLOAT32, Chosen, find_checkpoint, require_path
+from easyrec_mm.api.options import names_of
 from easyrec_mm.console import warn
 from easyrec_mm.errors import DataError
 from easyrec_mm.files import join
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline as CheckedPipeline
     from easyrec_mm.evaluation.summary import EvalResults
 
+Training: TypeAlias = "Run | str | os.PathLike[str]"
+
 # The number of a row of a DataFrame, which finds its way back to the index.
 ROW = "easyrec_mm_row"
+# What messages call the DataFrame of an evaluation or a prediction.
+FRAME = "the DataFrame data"
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Run:
             raise DataError(f"{self.model_dir}: has no {METRICS}; train first")
         return pd.DataFrame(lines)
 
-    def evaluate(self, data: Data | None = None, *, compare: Run | str = "", precision: str = FLOAT32) -> EvalResults:
+    def evaluate(self, data: Data | None = None, *, compare: Training = "", precision: str = FLOAT32) -> EvalResults:
         """Evaluate with intervals, as `easyrec-mm eval` does, and write eval_result into model_dir.
 
         Args:
@@ -87,21 +92,25 @@ class Run:
         from easyrec_mm.api.evaluating import Compared, evaluate
 
         checked, chosen = self.pipeline.checked, Chosen(self.checkpoint_path, precision)
-        other = Compared(compare if isinstance(compare, str) else compare.checkpoint)
+        other = Compared(compare.checkpoint if isinstance(compare, Run) else os.fspath(compare))
         if is_frame(data):
-            table = table_of(data, "data", [field.name for field in checked.schema.fields])
-            with as_file(table, "the DataFrame data") as path:
-                settings = input_settings(checked, table)
-                evaluation = evaluate(checked, path, "eval_data", chosen, other, data_settings=settings)
+            table = fields_of(data, "data", dtypes_of(checked.schema))
+            with as_file(table, FRAME) as path:
+                settings, names = input_settings(checked, table), {path: FRAME}
+                evaluation = evaluate(checked, path, "data", chosen, other, None, settings, names)
+        elif data is not None:
+            evaluation = evaluate(checked, path_of(data, "data"), "data", chosen, other)
         else:
-            path = checked.config.eval_input_path if data is None else path_of(data)
+            path = checked.config.eval_input_path
             require_path(path, checked, "eval_input_path", "the evaluation data")
             evaluation = evaluate(checked, path, "eval_input_path", chosen, other)
         if evaluation.bad_records:
             warn(f"warning: {evaluation.bad_records}")
         return evaluation.results
 
-    def predict(self, data: Data, *, reserved_columns: Sequence[str] = (), precision: str = FLOAT32) -> pd.DataFrame:
+    def predict(
+        self, data: Data, *, reserved_columns: str | Sequence[str] = (), precision: str = FLOAT32
+    ) -> pd.DataFrame:
         """Return the model's outputs for every sample, in the order of the input, as `easyrec-mm predict` writes them.
 
         Args:
@@ -120,18 +129,20 @@ class Run:
         from easyrec_mm.api.predicting import require_fields
 
         checked = self.pipeline.checked
-        require_fields(tuple(reserved_columns), checked.schema)
+        columns = names_of(reserved_columns)
+        require_fields(columns, checked.schema)
         if not is_frame(data):
-            return self._predict(path_of(data), tuple(reserved_columns), precision, checked)
+            with naming({"--predict_input_path": "data"}):
+                return self._predict(path_of(data, "data"), columns, precision, checked, {})
         import pandas as pd
         import pyarrow as pa
 
-        table = table_of(data, "data", [field.name for field in checked.schema.fields])
+        table = fields_of(data, "data", dtypes_of(checked.schema))
         settings = input_settings(checked, table)
         table = table.append_column(ROW, pa.array(range(len(data)), pa.int64()))
-        with as_file(table, "the DataFrame data") as path:
-            columns = (*reserved_columns, ROW)
-            rows = self._predict(path, columns, precision, _with_row_numbers(checked, settings))
+        # The user has not made the column of the row numbers.
+        with as_file(table, FRAME) as path, naming({f"{ROW}, ": "", f", {ROW}": ""}):
+            rows = self._predict(path, (*columns, ROW), precision, _with_row_numbers(checked, settings), {path: FRAME})
         numbers = rows.pop(ROW)
         if _is_flat(settings):
             rows = rows.set_index(pd.Index(numbers)).reindex(range(len(data)))
@@ -140,7 +151,9 @@ class Run:
             rows.index = data.index[numbers]
         return rows
 
-    def _predict(self, path: str, columns: tuple[str, ...], precision: str, data: CheckedPipeline) -> pd.DataFrame:
+    def _predict(
+        self, path: str, columns: tuple[str, ...], precision: str, data: CheckedPipeline, names: Mapping[str, str]
+    ) -> pd.DataFrame:
         import pandas as pd
 
         from easyrec_mm.api.predicting import Output, predict
@@ -148,7 +161,7 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="easyrec_mm_") as folder:
             output = Output(os.path.join(folder, "predictions.parquet"), reserved_columns=columns)
             chosen = Chosen(self.checkpoint_path, precision)
-            prediction = predict(self.pipeline.checked, path, output, chosen, data)
+            prediction = predict(self.pipeline.checked, path, output, chosen, data, names)
             if prediction.bad_records:
                 warn(f"warning: {prediction.bad_records}")
             return pd.read_parquet(output.path)
@@ -157,7 +170,7 @@ class Run:
         self,
         output: str | os.PathLike[str] = "report.html",
         *,
-        compare: Sequence[Run | str] = (),
+        compare: Training | Sequence[Training] = (),
         data: Paths | None = None,
         num_pictures: int = 5000,
     ) -> str:
@@ -175,8 +188,9 @@ class Run:
         import_tensorflow()
         from easyrec_mm.report.report import ReportOptions, report
 
-        others = tuple(other if isinstance(other, str) else other.model_dir for other in compare)
-        path = "" if data is None else path_of(data)
+        compared = (compare,) if isinstance(compare, str | os.PathLike | Run) else compare
+        others = tuple(other.model_dir if isinstance(other, Run) else os.fspath(other) for other in compared)
+        path = "" if data is None else path_of(data, "data")
         report(ReportOptions(self.model_dir, others, os.fspath(output), path, self.checkpoint_path, num_pictures))
         return os.fspath(output)
 
@@ -185,7 +199,7 @@ class Run:
         output: str | os.PathLike[str],
         data: Paths | None = None,
         *,
-        asset_files: Sequence[str] = (),
+        asset_files: str | Sequence[str] = (),
         parity_groups: int = 100,
     ) -> Exported:
         """Split the network, as `easyrec-mm export` does: into `img`, `rec` and `total` in the folder `output`.
@@ -205,8 +219,8 @@ class Run:
 
         folder = os.fspath(output)
         places = {name: join(folder, name) for name in ("img", "rec", "total")}
-        path = "" if data is None else path_of(data)
-        return export(self.pipeline.checked, self.checkpoint_path, places, path, tuple(asset_files), parity_groups)
+        path = "" if data is None else path_of(data, "data")
+        return export(self.pipeline.checked, self.checkpoint_path, places, path, names_of(asset_files), parity_groups)
 
 
 def _is_flat(settings: dict[str, Any]) -> bool:

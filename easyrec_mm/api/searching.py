@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from easyrec_mm.api.options import require_choice
 from easyrec_mm.errors import UserError, did_you_mean
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -36,7 +37,7 @@ class Sought:
 def search(
     store: str,
     *,
-    key: str = "",
+    key: str | int = "",
     image: str | os.PathLike[str] = "",
     img_model_dir: str | os.PathLike[str] = "",
     fields: Mapping[str, str] | None = None,
@@ -66,10 +67,17 @@ def search(
     """
     import pandas as pd
 
-    from easyrec_mm.store.search import Neighbour
+    from easyrec_mm.store.search import IndexKind, Neighbour
+    from easyrec_mm.store.similarity import SimilarityName
 
+    require_choice(similarity, SimilarityName, "search: similarity")
+    require_choice(index, IndexKind, "search: index")
+    # The key of an item in a store is a text; in a log it may be a number.
+    key = str(key)
     if bool(key) == bool(image):
         raise UserError("search: give what to look for: key, or image with img_model_dir")
+    if top_k < 1:
+        raise UserError(f"search: top_k: is {top_k}; give a number from 1")
     sought = Sought(os.fspath(image), key, os.fspath(img_model_dir), fields)
     _, nearest = find(store, sought, top_k, similarity, index)
     return pd.DataFrame(nearest, columns=list(Neighbour._fields))

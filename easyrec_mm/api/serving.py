@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from easyrec_mm.api.frames import is_frame, table_of
+from easyrec_mm.api.frames import dtypes_of, fields_of, is_frame
 from easyrec_mm.api.options import options_from
-from easyrec_mm.errors import DataError, first_line
+from easyrec_mm.errors import DataError, UserError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,13 +63,17 @@ class Server:
         import pandas as pd
 
         if not is_frame(candidates):
+            if not isinstance(candidates, Sequence) or isinstance(candidates, str):
+                kind = type(candidates).__name__
+                raise DataError(f"candidates: is a {kind}; give a DataFrame, or a list of objects with fields")
             return pd.DataFrame(self._outputs({"instances": list(candidates), "shared": dict(shared or {})}))
         columns = self._columns(candidates)
         parts = []
         for start in range(0, len(candidates), self._options.max_instances):
             end = min(start + self._options.max_instances, len(candidates))
             own = {name: values[start:end] for name, values in columns.items()}
-            parts.append(self._outputs(_request(end - start, own, shared or {})))
+            with _rows_named(start):
+                parts.append(self._outputs(_request(end - start, own, shared or {})))
         outputs = pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True)
         outputs.index = candidates.index
         return outputs
@@ -99,9 +105,21 @@ class Server:
     def _columns(self, frame: pd.DataFrame) -> dict[str, list[Any]]:
         """Return the values of the fields that the model knows, in the types of requests."""
         reader = self._service.release.reader
-        table = table_of(frame, "candidates", sorted(reader.known_names))
-        types = {field.name: field.dtype for field in self._service.release.predictor.manifest.schema.fields}
-        return {name: _values(table[name], types.get(name, ""), name) for name in table.column_names}
+        dtypes = dtypes_of(self._service.release.predictor.manifest.schema)
+        table = fields_of(frame, "candidates", {name: dtypes.get(name, "") for name in sorted(reader.known_names)})
+        return {name: _values(table[name], dtypes.get(name, ""), name) for name in table.column_names}
+
+
+@contextmanager
+def _rows_named(start: int) -> Iterator[None]:
+    """Let messages on a part of a DataFrame name its rows, from 1, in place of the instances of the request."""
+    try:
+        yield
+    except UserError as error:
+        message, *more = error.args
+        message = re.sub(r"^instance (\d+)", lambda match: f"candidates:{start + int(match[1]) + 1}", message)
+        error.args = (message, *more)
+        raise
 
 
 def _request(number: int, own: Mapping[str, Sequence[Any]], shared: Mapping[str, Any]) -> object:

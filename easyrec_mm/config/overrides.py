@@ -101,12 +101,27 @@ def _edits(edits: Mapping[str, Any], prefix: str, flag: str) -> Iterator[Overrid
             yield Override(place, prefix + key, _value_text(value, place))
 
 
+def json_value(value: Any) -> Any:
+    """Return a path or a value of NumPy as one that JSON has; for json.dumps(default=...).
+
+    Raises:
+      TypeError: if it is something else.
+    """
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if type(value).__module__ == "numpy" and not isinstance(plain := value.tolist(), type(value)):
+        return plain
+    raise TypeError(f"{type(value).__name__} is not a value of a setting")
+
+
 def _value_text(value: Any, place: str) -> str:
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
     try:
-        return json.dumps(value, ensure_ascii=False)
-    except TypeError as error:
+        return json.dumps(value, ensure_ascii=False, default=json_value)
+    except (TypeError, ValueError) as error:
         kind = type(value).__name__
         raise ConfigError(f"{place}: is of type {kind}; give a text, a number, a bool, or a list of them") from error
 

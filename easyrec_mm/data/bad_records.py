@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from easyrec_mm.errors import DataError
@@ -55,9 +56,11 @@ class BadRecords:
     Args:
       path: jsonl file to which the records are appended; None writes nothing.
       max_share: share of the groups, and of the pictures, that may be bad.
+      names: path of a file -> the name that records have for it.
     """
 
-    def __init__(self, path: str | None, max_share: float) -> None:
+    def __init__(self, path: str | None, max_share: float, names: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._names = names
         self._path = path
         self._max_share = max_share
         self._read = {"group": 0, "picture": 0}
@@ -111,6 +114,7 @@ class BadRecords:
         """
         self._read["group"] += num_groups
         self._read["picture"] += num_pictures
+        records = [replace(record, file=self._names.get(record.file, record.file)) for record in records]
         for record in records:
             self._bad[record.kind] += 1
             shown = self.shown[record.kind]

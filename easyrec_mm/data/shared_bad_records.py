@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.distribution.replicas import Replicas
@@ -17,10 +18,17 @@ class SharedBadRecords(BadRecords):
       path: as for BadRecords; a worker writes the records of all.
       max_share: as for BadRecords.
       replicas: the workers.
+      names: as for BadRecords.
     """
 
-    def __init__(self, path: str | None, max_share: float, replicas: Replicas) -> None:
-        super().__init__(path, max_share)
+    def __init__(
+        self,
+        path: str | None,
+        max_share: float,
+        replicas: Replicas,
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(path, max_share, names)
         self._replicas = replicas
 
     def add(self, num_groups: int, num_pictures: int, records: list[BadRecord]) -> None:

@@ -29,7 +29,7 @@ class GroupOptions:
     group_by: str
     image_field: str
     output: str
-    format: str = "parquet"
+    format: Literal["parquet", "tfrecord", "rtp"] = "parquet"
     max_group_size: int = 16
     label_fields: tuple[str, ...] = ()
     group_fields: tuple[str, ...] = ()
