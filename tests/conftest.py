@@ -80,10 +80,15 @@ def _graph_optimizer(request):
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": is_off})
 
 
+def shared_folder(tmp_path_factory):
+    """The folder of all processes that run the tests, in which `make_once` makes folders."""
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
 def make_once(tmp_path_factory, name, make):
     """Call make(folder) in one of the processes that run the tests, before or while the others wait; the folder."""
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    root = shared_folder(tmp_path_factory)
     folder = root / name
     with open(root / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 from training_helpers import Training
 
+from easyrec_mm import __version__
 from easyrec_mm.cli.main import main
 from easyrec_mm.manifest import read_manifest
 from easyrec_mm.serving.release import ServiceOptions
@@ -63,6 +65,7 @@ def test_the_result_computes_what_the_export_computes(days, data, tmp_path):
     flags = ["--delta", f"{folder}/delta", "--base", f"{folder}/1/rec", "--output_dir", f"{tmp_path}/made"]
     assert main(["apply-delta", *flags]) == 0
     assert contents(tmp_path / "made") == contents(folder / "2" / "rec")
+    assert json.loads((folder / "delta/delta.json").read_bytes())["easyrec_mm"] == __version__
     export(second, data, tmp_path / "again")
     assert (tmp_path / "made/rec.tables").read_bytes() == (tmp_path / "again/rec/rec.tables").read_bytes()
     users = tf.constant(["u0", "u1", "u8", "new1", "u19999", ""])

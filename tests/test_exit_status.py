@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 from docs_helpers import ROOT
@@ -54,6 +56,11 @@ def test_success_and_invalid_flags(monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main([*CHECK, "--no_such_flag"])
     assert ended.value.code == INVALID_FLAGS
+
+
+@pytest.mark.parametrize(("flag", "status"), [("--version", SUCCESS), ("--no_such_flag", INVALID_FLAGS)])
+def test_the_process_ends_with_the_status_of_the_parser(flag, status):
+    assert subprocess.run([sys.executable, "-m", "easyrec_mm", flag], capture_output=True).returncode == status
 
 
 def test_statuses_after_signals_are_those_of_the_shell():

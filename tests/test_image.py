@@ -110,8 +110,8 @@ def test_the_image_is_built_and_trains_as_the_manifest_says(tmp_path, monkeypatc
     mounted = tmp_path / "volumes" / container["volumeMounts"][1]["mountPath"].lstrip("/")
     mounted.mkdir(parents=True)
     (mounted / "pipeline.config").write_text(config["data"]["pipeline.config"])
-    training = 'cd "$0" && "$@" && stat --format "owner %u" m/model.ckpt-2.index'
-    script = f'id; easyrec-mm --version; python -c "{INSTALLED}"; {training}'
+    look = f'id && easyrec-mm --version && python -c "{INSTALLED}"'
+    script = f'{look} && cd "$0" && "$@" && stat --format "owner %u" m/model.ckpt-2.index'
     run = ["env", "JOB_COMPLETION_INDEX=0", *container["command"], *container["args"]]
     build = ["unshare", "--mount", sys.executable, image_build.__file__, ROOT, tmp_path]
     command = [*build, "sh", "-c", script, container["workingDir"], *run]

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from test_tune import AUC, NOT_STOPPED, X, study_in
 from tune_helpers import command_of, evaluations
 
+from easyrec_mm import __version__
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.tuning import search
@@ -137,8 +138,10 @@ def test_a_search_with_trainings_that_is_killed_goes_on(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert main(tune) == 0
-    study = open_study(f"sqlite:///{tmp_path}/t/study.db", json.loads((tmp_path / "t/tune.json").read_text())["study"],
-                       True, pruner_of("none"), 0, is_new=False)  # fmt: skip
+    known = json.loads((tmp_path / "t/tune.json").read_text())
+    assert known["easyrec_mm"] == __version__
+    assert f" of a search by easyrec-mm {__version__}: auc_click" in (tmp_path / "t/best.config").read_text()
+    study = open_study(f"sqlite:///{tmp_path}/t/study.db", known["study"], True, pruner_of("none"), 0, is_new=False)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert study.trials[0].params == {RATE: 0.01}  # that of the config
     lines = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]

@@ -18,6 +18,7 @@ from training_helpers import (
     spy_on_loading,
 )
 
+from easyrec_mm import __version__
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import UserError
@@ -111,6 +112,7 @@ def test_every_item_keeps_the_picture_of_another(tested, data):
 def test_what_it_writes(tested):
     _, folder, _ = tested
     report = results(folder)
+    assert report["easyrec_mm"] == __version__
     assert set(report["arms"]) == {"own", "none", "shuffled"}
     assert "random" in report["left_out"]["frozen"]
     assert "'own'" in report["left_out"]["end_to_end"]

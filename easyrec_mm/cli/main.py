@@ -42,7 +42,7 @@ from easyrec_mm.cli import (
 from easyrec_mm.cli.flags import add_console_flags
 from easyrec_mm.console import Console
 from easyrec_mm.errors import UserError, advice_for, out_of_memory
-from easyrec_mm.exit_status import FAILURE, MEANINGS, after_signal
+from easyrec_mm.exit_status import FAILURE, MEANINGS, SUCCESS, after_signal
 from easyrec_mm.files.folders import shown
 from easyrec_mm.files.waiting import stalls_told
 
@@ -89,7 +89,12 @@ def run() -> NoReturn:
     atexit.register(end)  # registered first, so that it runs last
     console = Console()
     sys.excepthook = console.show_exception
-    status = main(console=console)
+    try:
+        status = main(console=console)
+    except SystemExit as error:  # of argparse: after --help and --version, and for invalid flags
+        if error.code is None or isinstance(error.code, int):
+            status = error.code or SUCCESS
+        raise
     sys.exit(status)
 
 

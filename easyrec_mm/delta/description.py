@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from easyrec_mm import __version__
 from easyrec_mm.errors import ExportError
 from easyrec_mm.files import join
 from easyrec_mm.manifest import MANIFEST, Manifest, describe_file, read_header
@@ -112,7 +113,7 @@ def read_release(folder: str) -> tuple[Release, Manifest]:
 
 def write_description(folder: Path, delta: Delta) -> None:
     """Write delta.json."""
-    text = json.dumps({"format": _FORMAT, **asdict(delta)}, indent=1)
+    text = json.dumps({"format": _FORMAT, "easyrec_mm": __version__, **asdict(delta)}, indent=1)
     (folder / DELTA).write_text(text + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from easyrec_mm import __version__
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.data.packed_pictures import packed_path
@@ -71,7 +72,8 @@ def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
     report = _read(name, samples, pictures, options.num_pictures)
     put_text(options.output, hide_secrets(page(report)))
     if options.json:
-        put_text(options.json, hide_secrets(json.dumps(report.as_dict(), indent=1, ensure_ascii=False)))
+        values = {"easyrec_mm": __version__, **report.as_dict()}
+        put_text(options.json, hide_secrets(json.dumps(values, indent=1, ensure_ascii=False)))
     return f"{text(report)}\n\npage: {options.output}"
 
 

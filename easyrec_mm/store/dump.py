@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from easyrec_mm import __version__
 from easyrec_mm.errors import StoreError, UserError
 from easyrec_mm.files.arrow_csv import csv as pa_csv
 from easyrec_mm.files.written_file import written_file
@@ -133,7 +134,7 @@ def _writer(output: str, path: str, generation: Generation) -> Iterator[Callable
     origin = Origin(generation.fingerprint, generation.width, generation.dtype)
     schema = pa.schema(
         {KEY: pa.string(), VECTOR: vectors, STATE: pa.string(), CONTENT_HASH: pa.string(), WRITTEN_S: pa.int64()},
-        metadata={_METADATA: json.dumps(origin._asdict())},
+        metadata={"easyrec_mm": __version__, _METADATA: json.dumps(origin._asdict())},
     )
 
     def vector_of(record: Record) -> Any:

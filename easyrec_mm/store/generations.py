@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from easyrec_mm import __version__
 from easyrec_mm.errors import StoreError
 from easyrec_mm.files.processes import may_run
 
@@ -24,7 +25,9 @@ LEASE_S, RENEW_S = 300, 60
 
 @dataclass(frozen=True)
 class Generation:
-    """The properties of a generation, and when it was begun and completed (seconds since 1970, 0: not yet)."""
+    """The properties of a generation, when it was begun and completed (seconds since 1970, 0: not yet), and the version
+    of easyrec_mm that began it ("": one that did not say).
+    """
 
     number: int
     fingerprint: str
@@ -32,6 +35,7 @@ class Generation:
     dtype: VectorDtype
     begun_s: int
     completed_s: int = 0
+    version: str = ""
 
     def is_same(self, other: Generation | None) -> bool:
         """Return whether another one with this number is this generation, and not that of a store in its place."""
@@ -96,7 +100,7 @@ class Meta:
     def with_new(self, fingerprint: str, width: int, dtype: VectorDtype, now_s: int) -> tuple[Meta, Generation]:
         """Add a generation; return it as well."""
         number = max(self.last, *self.generations, *self.removed, 0) + 1
-        generation = Generation(number, fingerprint, width, dtype, now_s)
+        generation = Generation(number, fingerprint, width, dtype, now_s, version=__version__)
         return replace(self, last=number, generations={**self.generations, number: generation}), generation
 
     def with_use(self, number: int, use: Use) -> Meta:
@@ -215,7 +219,9 @@ def meta_to_text(meta: Meta, now_s: int) -> str:
         if number in meta.generations and any(values.values()):
             uses[number] = values
     generations = [asdict(generation) for generation in meta.generations.values()]
-    values = {"format": 1, "current": meta.current, "generations": generations}
+    # Beside the generations, in which earlier versions read no further value.
+    versions = {generation["number"]: generation.pop("version") for generation in generations}
+    values = {"format": 1, "current": meta.current, "generations": generations, "versions": versions}
     return json.dumps(values | {"uses": uses, "last": meta.last, "removed": meta.removed})
 
 
@@ -231,7 +237,8 @@ def parse_meta(text: bytes | str | None, uri: str) -> Meta:
         values = json.loads(text)
         if values["format"] != 1:
             raise ValueError(f"format {values['format']}")
-        generations = [Generation(**generation) for generation in values["generations"]]
+        versions = values.get("versions", {})
+        generations = [Generation(**g, version=versions.get(str(g["number"]), "")) for g in values["generations"]]
         return Meta(
             int(values["current"]),
             {generation.number: generation for generation in generations},

@@ -29,9 +29,10 @@ def stat(store: Store, keys_file: str | None = None) -> str:
     lines = [f"{store.uri}: {len(meta.generations)} generation(s)"]
     for generation in sorted(meta.generations.values(), key=lambda g: g.number):
         state = _state(meta, generation)
+        version = f", by easyrec-mm {generation.version}" if generation.version else ""
         lines.append(
             f"  generation {generation.number} ({state}): by {_shown(generation.fingerprint)}, "
-            f"{generation.width} numbers {generation.dtype}, begun {_date(generation.begun_s)}"
+            f"{generation.width} numbers {generation.dtype}, begun {_date(generation.begun_s)}{version}"
         )
     current = meta.current_generation
     if current is None:

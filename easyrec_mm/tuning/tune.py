@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 
+from easyrec_mm import __version__
 from easyrec_mm.config.pipeline import Pipeline, changed_pipeline, config_text
 from easyrec_mm.console import say, tell_result
 from easyrec_mm.errors import UserError
@@ -122,7 +123,7 @@ class Tune:
 
     def _note(self, study: str, is_over: bool = False) -> None:
         """Write which search the folder belongs to, and whether the next start begins another one."""
-        content = {"study": study, _IS_OVER: is_over, **self._identity()}
+        content = {"easyrec_mm": __version__, "study": study, _IS_OVER: is_over, **self._identity()}
         put_text(self._folder / TUNE, json.dumps(content, indent=2) + "\n")
 
     def _identity(self) -> dict[str, Any]:
@@ -157,7 +158,8 @@ class Tune:
         if best is not None:
             pipeline = changed_pipeline(self._pipeline, overrides_of(self._entries, best.params))
             pipeline.config.model_dir = str(self._folder / "best")
-            remark = f"# Trial {best.number} of a search: {self._objective.metric} {best.value:.6g}.\n"
+            search = f"a search by easyrec-mm {__version__}"
+            remark = f"# Trial {best.number} of {search}: {self._objective.metric} {best.value:.6g}.\n"
             put_text(self._folder / BEST, remark + config_text(pipeline.config))
         put_text(self._folder / PAGE, page(study, self._entries, self._objective, self._pipeline.path))
 
