@@ -76,7 +76,7 @@ def run(flags: f.Flags) -> int:
         bad_pictures = task.file_name(*os.path.splitext(bad_pictures))
     names = ("refresh", "dtype", "batch_size", "max_bad_share")
     options = {name: getattr(flags, name) for name in names} | {"task": task, "bad_pictures": bad_pictures}
-    pictures = f.options_of(Pictures, flags)
+    pictures = f.options_of(Pictures, flags, name="")
     result, runtime = run_embed(pictures, flags.store, options, print)
     _print(result, runtime, bad_pictures, flags.store)
     return 0
