@@ -12,6 +12,7 @@ import tensorflow as tf
 from flow_helpers import copy_checkpoint
 from training_helpers import EACH_STEP, evaluated_training
 
+from easyrec_mm import __version__
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import CheckpointError
@@ -62,6 +63,7 @@ def test_every_checkpoint_is_evaluated_once_as_the_training_does(finished, model
         assert line["log_loss_click"] == pytest.approx(of_training["log_loss_click"], rel=1e-5)
     assert lines[-1]["checkpoint"] == "model.ckpt-3"
     result = json.loads((model_dir / WATCH_RESULT).read_text())
+    assert result.pop("easyrec_mm") == __version__
     assert result == {name: lines[-1][name] for name in result}
     assert list((model_dir / WATCH_SUMMARIES).glob("events.out.tfevents.*"))
     # Nothing that the training writes was written.
