@@ -22,7 +22,7 @@ Runtime: TypeAlias = Literal["auto", "onnx", "tensorflow"]
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which pictures are embedded, and by which model; the fields are flags of the command.
+    """The pictures to embed, and the model that embeds them; the fields are flags of the command.
 
     name  what messages and lists of bad records call `input`, if it has another name there
     """

@@ -37,7 +37,7 @@ NOTHING = Compared()
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     name         checkpoint and step
     bad_records  says how many records could not be read; "" if all could

@@ -48,7 +48,7 @@ def export(
       parity_groups: number of groups to compare.
 
     Raises:
-      UserError: if there is no checkpoint, the models disagree, or a folder cannot be replaced.
+      UserError: if model_dir has no checkpoint, the models disagree, or a folder cannot be replaced.
     """
     from easyrec_mm.export.export import export as export_models
     from easyrec_mm.export.folders import ExportFolders

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """What groups the rows.
+    """The engine that groups the rows.
 
     name          "local": this machine, "spark": a Spark cluster
     spark_master  the cluster, such as local[4]; "": as Spark is configured

@@ -24,7 +24,7 @@ FLOAT32 = "FLOAT32"
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which weights a model has, and how it computes.
+    """The choice of a model's weights, and of the number format in which it computes.
 
     checkpoint_path  checkpoint, or folder of checkpoints; "": the newest in model_dir, or the best where the config's
                      exporter_type is best

@@ -42,7 +42,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was written: how many rows, where, and by which checkpoint and step.
+    """The result of a prediction: the number of rows, the path, and the checkpoint with its step.
 
     bad_records  says how many records could not be read; "" if all could
     """

@@ -54,7 +54,7 @@ class Run:
         """The path of the checkpoint that is used.
 
         Raises:
-          UserError: if there is none.
+          UserError: if model_dir has no checkpoint.
         """
         return find_checkpoint(self.pipeline.checked, self.checkpoint_path)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sought:
-    """What to look for: a picture with the image model of the store's vectors, or an item of the store.
+    """The query of a search: a picture with the image model of the store's vectors, or an item of the store.
 
     fields  what the image model reads besides the picture: field -> its text
     """

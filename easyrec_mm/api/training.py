@@ -33,7 +33,7 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Ended:
     """How a training ended.
 
     status      exit status for the process
@@ -48,7 +48,7 @@ class Trained:
 
 def train(
     pipeline: Pipeline, arguments: Sequence[str], workers: Workers = Workers(), tells_notes: bool = True
-) -> Trained:
+) -> Ended:
     """Train until the end or a signal; continue from the last checkpoint in model_dir.
 
     Args:
@@ -65,7 +65,7 @@ def train(
     if (local := workers_to_start(pipeline, cluster, arguments)) is not None:
         from easyrec_mm.distribution.local_workers import run_workers
 
-        return Trained(run_workers(local, sys.stdout, sys.stderr))
+        return Ended(run_workers(local, sys.stdout, sys.stderr))
     for note in pipeline.notes if tells_notes else ():
         warn(f"note: {note}")
     import_tensorflow()
@@ -78,4 +78,4 @@ def train(
     lock = locked(pipeline.config.model_dir, "model_dir", tell=say) if is_first else nullcontext()
     with lock as model_dir_lock, lost_workers_named(cluster):
         result = Trainer(pipeline, model_dir_lock, replicas).train()
-    return Trained(0 if result.signal is None else after_signal(result.signal), result.step, result.checkpoint)
+    return Ended(0 if result.signal is None else after_signal(result.signal), result.step, result.checkpoint)
