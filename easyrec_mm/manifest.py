@@ -26,8 +26,9 @@ MANIFEST = "manifest.json"
 IMAGE_ONNX, REC_ONNX, TABLES_FILE = "image.onnx", "rec.onnx", "rec.tables"
 # An example for clients, which nothing reads, so that users may change it.
 SAMPLE_REQUEST = "sample_request.json"
-DEFAULT, ENCODED, DECODE, VECTOR = "serving_default", "encoded", "decode", "vector"
+DEFAULT, ENCODED, DECODE, VECTOR, TOKENS = "serving_default", "encoded", "decode", "vector", "tokens"
 PIXELS, IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM = "pixels", "img_emb", "img_emb_vector", "picture_item"
+TEXT_TOKENS = "text_tokens"
 # The format that is written, and those that can be read. In format 1 a feature has the settings of all types.
 _FORMAT = 2
 _KNOWN_FORMATS = (1, _FORMAT)
@@ -40,9 +41,10 @@ class Manifest:
 
     kind                     which of the three models
     schema                   fields, features, picture and tasks
-    image_input              name of the input that takes pixels or pictures
-    image_width              D, the width of an image vector
-    no_image_vector          the D numbers that represent a missing picture; () if the model has no such vector
+    image_input              name of the input that takes pixels or pictures; "" for items without pictures
+    image_width              D, the width of an image vector: of the vector of an item, if items have a text, too
+    no_image_vector          the D numbers that represent an item without picture and text; () if the model has no such
+                             vector
     signatures               signature -> "inputs" and "outputs" -> name -> dtype and shape (-1: any)
     checkpoint, step         the checkpoint that was exported, and its training step
     image_tower_fingerprint  hash of the image tower's weights and preprocessing: vectors of two towers never mix
@@ -72,11 +74,11 @@ class Manifest:
 
 def invalid_inputs(schema: Schema) -> list[str]:
     """Return what is wrong with the names of the inputs that exported models would have; none for a valid schema."""
-    fields = list(dict.fromkeys([*schema.input_fields(), *schema.image_fields(), schema.image.field]))
+    fields = list(dict.fromkeys([*schema.input_fields(), *schema.image_fields(), *filter(None, [schema.image.field])]))
     names = (*fields, *(feature.name for feature in schema.stored_features()))
     # TensorFlow changes other names silently, and refuses Python's keywords.
     odd = [name for name in names if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name)]
-    taken = [name for name in fields if name in (IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM)]
+    taken = [name for name in fields if name in (IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM, TEXT_TOKENS)]
     advice = "rename it: a letter of A-Z, then letters, digits and _, and no keyword of Python"
     return [
         *(f"'{name}' cannot be an input; {advice}" for name in odd),

@@ -15,6 +15,7 @@ from easyrec_mm.features.feature_types import feature_from_dict, feature_to_dict
 from easyrec_mm.features.field import A_NUMBER, AN_ID, LARGEST_ID, LARGEST_NUMBER, Field
 from easyrec_mm.features.sequence_feature import SequenceFeature
 from easyrec_mm.features.tag_feature import TagFeature
+from easyrec_mm.features.text_feature import TextFeature
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 
 # Stands for the image vector among the keys of an attention; no feature has such a name.
@@ -42,7 +43,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Image:
-    """The picture of a group: its field ("" for data without pictures), and how its bytes are decoded to pixels.
+    """The picture of an item: its field ("" for data without pictures), and how its bytes are decoded to pixels.
 
     `resize` is the method for pictures of another aspect ratio: STRETCH, CENTER_CROP or PAD (data/decode.py);
     `background` the colour (red, green, blue) behind transparent parts.
@@ -134,6 +135,13 @@ class Schema:
     has_no_image_vector: bool = False
     # Attentions, whose results are concatenated after the features.
     attentions: tuple[Attention, ...] = ()
+    # The text of an item; None for data without one.
+    text: TextFeature | None = None
+
+    @property
+    def has_item_vector(self) -> bool:
+        """Return whether items have a vector: of their picture, their text, or both."""
+        return self.uses_image or self.text is not None
 
     @property
     def width(self) -> int:
@@ -185,9 +193,13 @@ class Schema:
 
     def fields_read(self) -> tuple[str, ...]:
         """Return the names of all fields of samples that the model needs, without labels, in the order of the row."""
-        of_images = {name for feature in self.image_features for name in feature.inputs}
+        of_images = {name for feature in self.item_features() for name in feature.inputs}
         used = {*self.feature_fields(), *of_images, *self.group_fields, self.sample_weight}
         return tuple(name for name in self.layout.sample_fields if name in used)
+
+    def item_features(self) -> tuple[Feature, ...]:
+        """Return the features that are read once per item: image_features and the text."""
+        return self.image_features if self.text is None else (*self.image_features, self.text)
 
     def model_fields(self) -> Iterator[str]:
         """Return the `feature_fields` without those read only as keys of vectors in a store."""
@@ -221,9 +233,16 @@ class Schema:
         is_id = any(field in feature.inputs and feature.categories is not None for feature in features)
         return (LARGEST_ID, AN_ID) if is_id else (LARGEST_NUMBER, A_NUMBER)
 
+    @property
+    def has_picture_item(self) -> bool:
+        """Return whether exported models take the item of each picture: an item may have several, or only a text."""
+        may_have_none = self.has_no_image_vector and self.text is not None
+        return self.uses_image and (bool(self.image_separator) or may_have_none)
+
     def image_fields(self) -> tuple[str, ...]:
         """Return the names of the fields that the image model reads in addition to the picture."""
-        return self.category.inputs if self.category else ()
+        features = (feature for feature in (self.category, self.text) if feature is not None)
+        return tuple(dict.fromkeys(name for feature in features for name in feature.inputs))
 
     def without_passwords(self) -> Schema:
         """Return this Schema with the passwords removed from the URIs of stores, so that it can be shown to others."""
@@ -233,7 +252,10 @@ class Schema:
         """Return this Schema as values that JSON can represent."""
         features = [feature_to_dict(feature) for feature in self.features]
         image_features = [feature_to_dict(feature) for feature in self.image_features]
-        return {**asdict(self), "features": features, "image_features": image_features}
+        values = {**asdict(self), "features": features, "image_features": image_features}
+        # Only if there is one, so that manifests of models without a text stay as they are.
+        del values["text"]
+        return values if self.text is None else {**values, "text": feature_to_dict(self.text)}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Schema:
@@ -256,6 +278,7 @@ class Schema:
             "image_features": [feature_from_dict(feature) for feature in values.get("image_features", ())],
             "attentions": [Attention(**_with_tuples(attention)) for attention in values.get("attentions", ())],
             "image_labels": [tuple(label) for label in values.get("image_labels", ())],
+            "text": feature_from_dict(values["text"]) if values.get("text") else None,
         }
         return Schema(**_with_tuples(parts))
 

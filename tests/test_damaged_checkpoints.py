@@ -7,7 +7,7 @@ import tensorflow as tf
 from checkpoint_helpers import assert_same, variables
 from training_helpers import EACH_STEP, Training
 
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.vector_bank import VectorBank
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.runs import checkpoint_parts
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole, resolve_checkpoint
@@ -115,7 +115,7 @@ def test_what_is_not_read_may_be_damaged(saved, tmp_path):
 
 
 def test_a_damaged_picture_bank(tmp_path):
-    bank = PictureBank(width=4)
+    bank = VectorBank(width=4)
     bank.plan([b"a", b"b"], 0)
     bank.vectors.assign(tf.ones_like(bank.vectors))
     bank.before_step(tf.constant([0, 1]), tf.constant([0, 1]), 0)
@@ -125,7 +125,7 @@ def test_a_damaged_picture_bank(tmp_path):
     content[-1] ^= 1
     data.write_bytes(content)
     with pytest.raises(DamagedCheckpointError, match=r"model\.ckpt-1: picture_bank/\w+ cannot be read"):
-        PictureBank(width=4).restore(path)
+        VectorBank(width=4).restore(path)
 
 
 def damages_of_lists():

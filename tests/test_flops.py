@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.vector_bank import VectorBank
 from easyrec_mm.distribution.replicas import SENT_BYTES, Replicas
 from easyrec_mm.runs.progress import Counts
 from easyrec_mm.training.facts import RunFacts
@@ -74,7 +74,7 @@ def test_a_tower_counts_once_for_each_picture(tower, setting):
 
 def test_a_frozen_tower_counts_its_encoded_pictures_once(tower):
     model, schema = tower(trainable="NONE")
-    bank = PictureBank(model.bank_width("NONE"))
+    bank = VectorBank(model.bank_width("NONE"))
     flops = flops_of(model, random_batch(schema), bank=bank)
     batch = random_batch(schema)
     encoded = tf.constant([1, 3])

@@ -12,7 +12,7 @@ from feature_helpers import id_feature, raw_feature
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import one_picture_each
 from easyrec_mm.data.input import Input
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.vector_bank import VectorBank
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 
@@ -351,7 +351,7 @@ def test_a_frozen_bank_changes_nothing_but_what_is_encoded(tmp_path, loaded, set
     reader = input_of(path, schema, training=True)
     without = [item.batch for item in reader.batches(3)]
     loaded.clear()
-    bank = PictureBank(2)
+    bank = VectorBank(2)
     row_keys, keys = {}, set()
     for item, full, groups in zip(
         reader.batches(3, bank_of=lambda step: bank), without, chunks(all_groups * 3), strict=True
@@ -381,7 +381,7 @@ def test_a_picture_that_can_be_read_again_is_good_again(tmp_path, monkeypatch):
         return Pictures(pixels, dict.fromkeys(range(len(paths)), "is gone") if paths and next(is_down) else {})
 
     monkeypatch.setattr(PictureLoader, "load", load)
-    bank = PictureBank(2, encode_ratio=1e-9, max_staleness_steps=2)
+    bank = VectorBank(2, encode_ratio=1e-9, max_staleness_steps=2)
     batches = [item.batch for item in reader.batches(9, bank_of=lambda step: bank)]
     outcomes = [(batch.pixels.shape[0], plain(batch.images.has_picture)) for batch in batches]
     bad, good = [False, False], [True, True]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
 from easyrec_mm.data.batch import one_picture_each
-from easyrec_mm.data.picture_bank import FIRST_ROWS, PictureBank
+from easyrec_mm.data.vector_bank import FIRST_ROWS, VectorBank
 from easyrec_mm.network.model import from_bank
 from easyrec_mm.runs.checkpoint import Checkpoints
 
@@ -57,7 +57,7 @@ def train(bank, step, keys, plan):
 @settings(max_examples=100, deadline=None)
 def test_pictures_are_encoded_when_first_seen_and_no_vector_is_too_old(batches, ratio, limit):
     """Nothing else is, in a bank without a ratio."""
-    bank = PictureBank(WIDTH, ratio, limit)
+    bank = VectorBank(WIDTH, ratio, limit)
     made_at = {}
     for step, (keys, encoded) in enumerate(zip(batches, plans_of(bank, batches), strict=True)):
         new = {key for key in keys if key not in made_at}
@@ -72,9 +72,9 @@ def test_pictures_are_encoded_when_first_seen_and_no_vector_is_too_old(batches, 
 @settings(max_examples=60, deadline=None)
 def test_steps_see_the_vectors_that_the_plans_promise(batches, ratio, limit, ahead):
     """Of the right picture, made where it was encoded last, however far plans run ahead."""
-    encoded = plans_of(PictureBank(WIDTH, ratio, limit), batches)
+    encoded = plans_of(VectorBank(WIDTH, ratio, limit), batches)
     made_at = {}
-    seen = run(PictureBank(WIDTH, ratio, limit), batches, ahead=ahead)
+    seen = run(VectorBank(WIDTH, ratio, limit), batches, ahead=ahead)
     for step, (keys, pictures) in enumerate(zip(batches, encoded, strict=True)):
         made_at |= dict.fromkeys(pictures, step)
         assert seen[step] == {key: (int(key[1:]), made_at[key]) for key in keys}
@@ -84,7 +84,7 @@ def test_steps_see_the_vectors_that_the_plans_promise(batches, ratio, limit, ahe
 @given(batches, ratios, staleness)
 @settings(max_examples=60, deadline=None)
 def test_plans_have_ascending_places_and_one_row_a_picture(batches, ratio, limit):
-    bank, row_of = PictureBank(WIDTH, ratio, limit), {}
+    bank, row_of = VectorBank(WIDTH, ratio, limit), {}
     for step, keys in enumerate(batches):
         plan = bank.plan(keys, step)
         assert plan.rows.dtype == plan.encoded.dtype == np.int32
@@ -99,13 +99,13 @@ def test_the_share_of_known_pictures_that_are_encoded(ratio):
     """In each step the share, rounded by chance, so that it holds on average even for one picture; each is chosen."""
     num_steps = 2000
     for keys in (PICTURES[:1], PICTURES[:7]):
-        bank = PictureBank(WIDTH, ratio)
+        bank = VectorBank(WIDTH, ratio)
         bank.plan(keys, 0)
         encoded = [len(bank.plan(keys, step).encoded) for step in range(1, num_steps)]
         assert set(encoded) <= {int(ratio * len(keys)), int(ratio * len(keys)) + 1}
         # Five standard deviations of a mean of numbers that are one of two neighbours.
         assert np.mean(encoded) == pytest.approx(ratio * len(keys), abs=5 * 0.5 / np.sqrt(num_steps))
-    bank = PictureBank(WIDTH, ratio)
+    bank = VectorBank(WIDTH, ratio)
     bank.plan(PICTURES, 0)
     counts = Counter(i for step in range(1, num_steps) for i in bank.plan(PICTURES, step).encoded.tolist())
     expected = ratio * num_steps
@@ -114,7 +114,7 @@ def test_the_share_of_known_pictures_that_are_encoded(ratio):
 
 def test_the_choice_is_a_function_of_seed_and_step():
     def plans(seed, first=1, others=()):
-        bank = PictureBank(WIDTH, 0.5, seed=seed)
+        bank = VectorBank(WIDTH, 0.5, seed=seed)
         bank.plan(PICTURES, 0)
         for step in others:
             bank.plan(PICTURES, step)
@@ -130,7 +130,7 @@ def test_the_choice_is_a_function_of_seed_and_step():
 
 @pytest.mark.parametrize("num_epochs", [1, 3])
 def test_a_frozen_tower_encodes_each_picture_once(num_epochs):
-    bank = PictureBank(WIDTH)
+    bank = VectorBank(WIDTH)
     rng = np.random.default_rng(0)
     epochs = [rng.permutation(100) for _ in range(num_epochs)]
     batches = [[b"%d" % i for i in epoch[start : start + 7]] for epoch in epochs for start in range(0, 100, 7)]
@@ -139,14 +139,14 @@ def test_a_frozen_tower_encodes_each_picture_once(num_epochs):
 
 
 def test_batches_without_pictures():
-    bank = PictureBank(WIDTH, 0.5, 1)
+    bank = VectorBank(WIDTH, 0.5, 1)
     assert run(bank, [[], PICTURES[:2], []]) == [{}, {b"p0": (0, 1), b"p1": (1, 1)}, {}]
-    assert PictureBank(WIDTH).state()["picture_bank/vectors"].shape == (0, WIDTH)
+    assert VectorBank(WIDTH).state()["picture_bank/vectors"].shape == (0, WIDTH)
 
 
 def test_there_is_room_for_any_number_of_pictures():
     """The rows grow in a step that needs more, within a function that was traced before, and keep what they hold."""
-    bank = PictureBank(WIDTH)
+    bank = VectorBank(WIDTH)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, WIDTH])])
     def step(rows, made):
@@ -169,7 +169,7 @@ def test_there_is_room_for_any_number_of_pictures():
 
 def test_gradients_flow_to_what_was_made():
     """And not to what the bank has: of three pictures the second is encoded again, for it is too old."""
-    bank = PictureBank(WIDTH, max_staleness_steps=5)
+    bank = VectorBank(WIDTH, max_staleness_steps=5)
     for step, keys in ((0, PICTURES[1:2]), (3, PICTURES[0:3:2])):
         train(bank, step, keys, bank.plan(keys, step))
     plan = bank.plan(PICTURES[:3], 6)
@@ -187,7 +187,7 @@ def test_gradients_flow_to_what_was_made():
 
 
 def test_bad_pictures_are_remembered_until_they_are_read_again():
-    bank = PictureBank(WIDTH)
+    bank = VectorBank(WIDTH)
     rows = bank.plan(PICTURES[:4], 0).rows
     assert bank.are_bad(rows).tolist() == [False] * 4
     bank.mark_bad(rows, np.array([False, True, False, True]))
@@ -204,7 +204,7 @@ def test_bad_pictures_are_remembered_until_they_are_read_again():
 
 def restored(folder, bank, ratio, limit, seed=0):
     path = Checkpoints(str(folder)).save(1, {**bank.state(), "other": tf.constant(1.0)})
-    other = PictureBank(WIDTH, ratio, limit, seed)
+    other = VectorBank(WIDTH, ratio, limit, seed)
     other.restore(path)
     return other
 
@@ -214,20 +214,20 @@ def restored(folder, bank, ratio, limit, seed=0):
 def test_a_bank_that_goes_on_equals_one_that_did_not_stop(tmp_path_factory, batches, ratio, limit, ahead, data):
     """From a checkpoint between two steps, when later steps are planned but not trained."""
     stop = data.draw(st.integers(0, len(batches)))
-    whole = run(PictureBank(WIDTH, ratio, limit), batches, ahead=ahead)
-    bank = PictureBank(WIDTH, ratio, limit)
+    whole = run(VectorBank(WIDTH, ratio, limit), batches, ahead=ahead)
+    bank = VectorBank(WIDTH, ratio, limit)
     plans = [bank.plan(keys, step) for step, keys in enumerate(batches[: stop + ahead])]
     for step, (keys, plan) in enumerate(zip(batches[:stop], plans[:stop], strict=True)):
         assert train(bank, step, keys, plan) == whole[step]
     resumed = restored(tmp_path_factory.mktemp("c"), bank, ratio, limit)
-    encoded = plans_of(PictureBank(WIDTH, ratio, limit), batches)[stop:]
+    encoded = plans_of(VectorBank(WIDTH, ratio, limit), batches)[stop:]
     again = restored(tmp_path_factory.mktemp("c"), resumed, ratio, limit)
     assert plans_of(again, batches[stop:], stop) == encoded
     assert run(resumed, batches[stop:], stop, ahead) == whole[stop:]
 
 
 def test_bad_pictures_are_part_of_the_state(tmp_path):
-    bank = PictureBank(WIDTH)
+    bank = VectorBank(WIDTH)
     train(bank, 0, PICTURES[:5], bank.plan(PICTURES[:5], 0))
     bank.mark_bad(bank.plan(PICTURES[:5], 1).rows, np.array([False, True, False, False, True]))
     resumed = restored(tmp_path, bank, 0.0, 0)
@@ -237,14 +237,14 @@ def test_bad_pictures_are_part_of_the_state(tmp_path):
 
 def test_a_checkpoint_without_a_bank_leaves_it_empty(tmp_path):
     path = Checkpoints(str(tmp_path)).save(1, {"other": tf.constant(1.0)})
-    bank = PictureBank(WIDTH)
+    bank = VectorBank(WIDTH)
     bank.restore(path)
     assert plans_of(bank, [PICTURES]) == [PICTURES]
 
 
 def test_the_state_has_room_for_many_pictures(tmp_path):
     keys = [b"p%d" % i for i in range(3 * FIRST_ROWS)]
-    bank = PictureBank(WIDTH)
+    bank = VectorBank(WIDTH)
     train(bank, 0, keys, bank.plan(keys, 0))
     resumed = restored(tmp_path, bank, 0.0, 0)
     new = [b"p%d" % i for i in range(5 * FIRST_ROWS, 8 * FIRST_ROWS)]
@@ -260,7 +260,7 @@ def test_gradients_flow_to_the_pictures_that_are_encoded(tmp_path, monkeypatch):
     use_tiny_backbone(monkeypatch)
     pipeline = make_pipeline(tmp_path, f"img_model {{ num_classes: 6 encode_ratio: 0.5 }} {CLICK}")
     model = make_model(pipeline)
-    bank = PictureBank(model.bank_width("ALL"))
+    bank = VectorBank(model.bank_width("ALL"))
     known = np.random.default_rng(0).normal(size=[2, model.bank_width("ALL")]).astype(np.float32)
     bank.vectors.scatter_update(tf.IndexedSlices(known, bank.plan([b"0", b"2"], 0).rows))
     plan = bank.plan([b"0", b"1", b"2", b"3"], 1)

@@ -13,12 +13,13 @@ from easyrec_mm.protos.model_pb2 import EasyRecModel, FeatureGroupConfig
 Named = dict[str, tuple[str, FeatureConfig]]
 
 # Types of features that have one value for all samples of a group; each needs a feature group of its own.
-OF_GROUPS = (FeatureConfig.ImgFeature, FeatureConfig.SampleNumFeature)
+OF_GROUPS = (FeatureConfig.ImgFeature, FeatureConfig.TextFeature, FeatureConfig.SampleNumFeature)
 _IS_DEEP = (FeatureGroupConfig.DEEP, FeatureGroupConfig.WIDE_AND_DEEP)
 _IS_WIDE = (FeatureGroupConfig.WIDE, FeatureGroupConfig.WIDE_AND_DEEP)
 
 # Reason, for messages, why settings for pictures have no effect.
 NO_IMAGE_GROUP = "no feature group of an ImgFeature"
+NO_TEXT_GROUP = "no feature group of a TextFeature"
 
 
 @dataclass
@@ -26,11 +27,13 @@ class FeatureGroups:
     """The features that the feature groups use.
 
     image_group  name of the group of the ImgFeature; "" for a network without pictures
+    text         name of the TextFeature that has a group; "" for a network without texts
     deep         features whose vectors are concatenated before the bottom layers, in order
     wide         features whose values are added to the logits, one number per logit -> wide_regularization, in order
     """
 
     image_group: str = ""
+    text: str = ""
     deep: list[str] = field(default_factory=list)
     wide: dict[str, float] = field(default_factory=dict)
 
@@ -59,6 +62,8 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
             own.append(name)
             if named[name][1].feature_type == FeatureConfig.ImgFeature:
                 groups.image_group = groups.image_group or group.group_name
+            if named[name][1].feature_type == FeatureConfig.TextFeature:
+                groups.text = name
             continue
         for j, name in enumerate(group.feature_names):
             _add(groups, group, name, f"{place}.feature_names[{j}]", named, problems)
@@ -72,7 +77,7 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
 
 
 def is_of_groups(group: FeatureGroupConfig, named: Named) -> bool:
-    """Return whether a group is the one of the ImgFeature or of the SampleNumFeature."""
+    """Return whether a group is the one of the ImgFeature, the TextFeature or the SampleNumFeature."""
     names = list(group.feature_names)
     return len(names) == 1 and names[0] in named and named[names[0]][1].feature_type in OF_GROUPS
 

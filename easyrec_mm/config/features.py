@@ -19,7 +19,8 @@ from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer
 from easyrec_mm.schema import RowLayout
 
 # Types whose features may have a table.
-TABLE_TYPES = tuple(FeatureConfig.FeatureType.Value(name) for name in FEATURE_TYPES if name != "VectorFeature")
+_WITHOUT_TABLE = ("VectorFeature", "TextFeature")
+TABLE_TYPES = tuple(FeatureConfig.FeatureType.Value(name) for name in FEATURE_TYPES if name not in _WITHOUT_TABLE)
 
 
 def features_by_name(

@@ -22,6 +22,7 @@ from easyrec_mm.config.feature_groups import (
 )  # fmt: skip
 from easyrec_mm.config.features import derive_features, features_by_name
 from easyrec_mm.config.image import PLACE, image_losses
+from easyrec_mm.config.item import item_vector_width
 from easyrec_mm.config.row_layout import GROUP_RTP, row_layout
 from easyrec_mm.config.sequences import check_attentions, derive_attentions
 from easyrec_mm.config.serve_constants import with_constants
@@ -29,6 +30,7 @@ from easyrec_mm.config.tasks import image_labels, tasks_of
 from easyrec_mm.errors import Problems
 from easyrec_mm.features.feature import Feature, Table
 from easyrec_mm.features.field import KINDS, Field, dtype_of
+from easyrec_mm.features.text_feature import TextFeature
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
@@ -77,7 +79,14 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         image_labels=image_labels(tower, tasks, problems),
         image_separator=tower.image_separator,
         has_no_image_vector=tower.no_image_vector,
-        attentions=derive_attentions(config.model_config, network.features, image_name, problems),
+        attentions=derive_attentions(
+            config.model_config,
+            network.features,
+            _item_name(image_name, groups),
+            item_vector_width(config.model_config.e2e_mm_dbmtl, bool(groups.image_group), bool(groups.text)),
+            problems,
+        ),  # fmt: skip
+        text=_text(config.data_config, named, groups.text, fields, layout, problems),
     )
     problems.raise_if_any()
     _check_defaults(schema, problems)
@@ -114,8 +123,9 @@ def _network_features(
     problems: Problems,
 ) -> _NetworkFeatures:
     """Return the features that feature groups, attentions and the image tower name."""
-    uses_image = bool(groups.image_group)
-    only_attended = check_attentions(config.model_config, groups.deep, named, image_name, uses_image, problems)
+    has_item_vector = bool(groups.image_group or groups.text)
+    item_name = _item_name(image_name, groups)
+    only_attended = check_attentions(config.model_config, groups.deep, named, item_name, has_item_vector, problems)
     wide = wide_features(groups.wide, named, sum(task.num_class for task in tasks), problems)
     used = [named[name] for name in (*groups.deep, *only_attended)] + wide
     by_name = {field.name: field for field in fields}
@@ -294,8 +304,32 @@ def _image_features(
     return list(by_name.values())
 
 
+def _item_name(image_name: str, groups: FeatureGroups) -> str:
+    """Return the name of the feature that stands for the item vector: the ImgFeature, or else the TextFeature."""
+    return image_name if groups.image_group or not groups.text else groups.text
+
+
+def _text(
+    data: DatasetConfig,
+    named: Named,
+    name: str,
+    fields: Sequence[Field],
+    layout: RowLayout,
+    problems: Problems,
+) -> TextFeature | None:
+    """Return the TextFeature that has a feature group; None if none has."""
+    texts = [item for item in named.values() if item[1].feature_type == FeatureConfig.TextFeature]
+    for place, _ in texts[1:]:
+        problems.add(place, "a second TextFeature; name all fields of the text in the first one's input_names")
+    if not name:
+        return None
+    derived, _ = derive_features([named[name]], data, layout, {f.name: f for f in fields}, None, problems)
+    return next((feature for feature in derived if isinstance(feature, TextFeature)), None)
+
+
 def _group_fields(config: EasyRecConfig, named: Named) -> tuple[str, ...]:
-    """Return the fields with one value per group: inputs of per_group features, labels of losses on image vectors."""
-    fields = [name for _, feature in named.values() if feature.per_group for name in feature.input_names]
+    """Return the fields with one value per group: of per_group features and texts, labels of image losses."""
+    of_groups = (f for _, f in named.values() if f.per_group or f.feature_type == FeatureConfig.TextFeature)
+    fields = [name for feature in of_groups for name in feature.input_names]
     labels = [loss.label_name for loss in image_losses(config.model_config.e2e_mm_dbmtl.img_model) if loss.label_name]
     return tuple(dict.fromkeys([*fields, *labels]))

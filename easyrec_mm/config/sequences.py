@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from easyrec_mm.config.feature_groups import NO_IMAGE_GROUP, OF_GROUPS, Named, is_of_groups
-from easyrec_mm.config.image import image_vector_width
 from easyrec_mm.errors import Problems
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
@@ -22,7 +21,12 @@ def attention_groups(model: EasyRecModel) -> Iterator[tuple[str, FeatureGroupCon
 
 
 def check_attentions(
-    model: EasyRecModel, joined: Collection[str], named: Named, image_name: str, uses_image: bool, problems: Problems
+    model: EasyRecModel,
+    joined: Collection[str],
+    named: Named,
+    item_name: str,
+    has_item_vector: bool,
+    problems: Problems,
 ) -> list[str]:
     """Check every attention; return the features that only attentions read, each once.
 
@@ -30,8 +34,8 @@ def check_attentions(
       model: the config's model section.
       joined: names of the features whose vectors the network takes directly.
       named: feature name -> config path and settings.
-      image_name: name of the ImgFeature.
-      uses_image: whether the network has an image tower.
+      item_name: name of the feature that stands for the item vector, see schema.py.
+      has_item_vector: whether the network has an image tower or a text tower.
       problems: collects the mistakes.
     """
     names: list[str] = []
@@ -52,9 +56,10 @@ def check_attentions(
             here = f"{place}.seq_att_map[{j}]"
             keys = _feature_names(pairs.key, f"{here}.key", named, problems)
             for name in keys:
-                _check_key(name, named[name][1].feature_type, attention, group, f"{here}.key", problems)
-            if image_name in pairs.key and not uses_image:
-                problem = f"'{image_name}' needs the image tower: {NO_IMAGE_GROUP}; add one"
+                if name != item_name:
+                    _check_key(name, named[name][1].feature_type, attention, group, f"{here}.key", problems)
+            if item_name in pairs.key and not has_item_vector:
+                problem = f"'{item_name}' needs the image tower: {NO_IMAGE_GROUP}; add one"
                 problems.add(f"{here}.key", problem)
             sequences = _feature_names(pairs.hist_seq, f"{here}.hist_seq", named, problems)
             for name in sequences:
@@ -69,16 +74,16 @@ def check_attentions(
 
 
 def derive_attentions(
-    model: EasyRecModel, features: Sequence[Feature], image_name: str, problems: Problems
+    model: EasyRecModel, features: Sequence[Feature], item_name: str, item_width: int, problems: Problems
 ) -> tuple[Attention, ...]:
-    """Return the attentions of a checked config, given its features."""
+    """Return the attentions of a checked config, given its features, and name and width of the item vector."""
     widths = {feature.name: feature.width for feature in features}
-    widths[IMAGE_KEY] = image_vector_width(model.e2e_mm_dbmtl)
+    widths[IMAGE_KEY] = item_width
     attentions = []
     for place, _, attention in attention_groups(model):
-        keys = tuple(IMAGE_KEY if name == image_name else name for part in attention.seq_att_map for name in part.key)
+        keys = tuple(IMAGE_KEY if name == item_name else name for part in attention.seq_att_map for name in part.key)
         sequences = tuple(name for part in attention.seq_att_map for name in part.hist_seq)
-        shown = {**{name: name for name in widths}, IMAGE_KEY: image_name}
+        shown = {**{name: name for name in widths}, IMAGE_KEY: item_name}
         total, other = (sum(widths[name] for name in names) for names in (keys, sequences))
         if total != other:
             sums = [" + ".join(f"{shown[name]} ({widths[name]})" for name in names) for names in (keys, sequences)]
@@ -106,7 +111,9 @@ def _check_key(
     if kind in (FeatureConfig.SequenceFeature, FeatureConfig.SampleNumFeature):
         type_name = FeatureConfig.FeatureType.Name(kind)
         problems.add(place, f"'{name}' is a {type_name}; a key must be a feature with one vector per sample")
-    elif kind != FeatureConfig.ImgFeature and name not in group.feature_names and not attention.allow_key_search:
+    elif kind == FeatureConfig.TextFeature:
+        problems.add(place, f"'{name}' is a part of the item vector; name the ImgFeature, which stands for this vector")
+    elif name not in group.feature_names and not attention.allow_key_search:
         problem = f"'{name}' is not in group '{group.group_name}'"
         problems.add(place, f"{problem}; add it there or set allow_key_search: true")
 

@@ -2,7 +2,8 @@
 
 Shape legend: S samples; U distinct images, where an image is what the image field of a group names: one picture,
 several, or none; P distinct pictures; E pictures with pixels; L pairs of an image and one of its pictures; H x W x C
-pixels.
+pixels; C distinct contents of a further kind, such as texts. If items have those, images with different ones are
+different images: an image is an item then, and U the number of distinct items.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import tensorflow as tf
+
+# Kinds of contents, and names of the banks of their vectors.
+IMAGE, TEXT = "image", "text"
 
 
 class Images(NamedTuple):
@@ -40,6 +44,25 @@ class Images(NamedTuple):
     labels: dict[str, tf.Tensor]
 
 
+class Contents(NamedTuple):
+    """The distinct contents of one kind, other than pictures, of a batch's items.
+
+    values     [E, ...], the contents to encode; of texts string [E]
+    encoded    int32 [E]: row of `values` -> content; the other contents have a vector in the bank of their kind
+    key        int64 [C], equal only for the same content, also in the batches of other workers
+    bank_row   int32 [C]: content -> row of the bank; zeros without a bank
+    of_image   int32 [U]: image -> content
+    is_there   bool [C]: whether there is something; a text that is empty is not there
+    """
+
+    values: tf.Tensor
+    encoded: tf.Tensor
+    key: tf.Tensor
+    bank_row: tf.Tensor
+    of_image: tf.Tensor
+    is_there: tf.Tensor
+
+
 class Batch(NamedTuple):
     """The samples of several groups, in the same form for all input formats.
 
@@ -49,6 +72,7 @@ class Batch(NamedTuple):
     pixels         uint8 [E, H, W, C]; E is 0 for a model without pictures
     sample_image   int32 [S]: sample -> image
     images         images of the groups
+    contents       kind -> contents of the images, other than pictures: TEXT
     """
 
     features: dict[str, tf.Tensor | tf.RaggedTensor]
@@ -57,6 +81,11 @@ class Batch(NamedTuple):
     pixels: tf.Tensor
     sample_image: tf.Tensor
     images: Images
+    contents: dict[str, Contents]
+
+    def of_banks(self) -> dict[str, Images | Contents]:
+        """Return what has `bank_row` and `encoded`, by the name of the bank: IMAGE for pictures, and `contents`."""
+        return {IMAGE: self.images, **self.contents}
 
     @property
     def num_samples(self) -> int:
@@ -117,3 +146,8 @@ def one_picture_each(num_images: int) -> Images:
         features={},
         labels={},
     )
+
+
+def has_text(texts: tf.Tensor) -> tf.Tensor:
+    """Return whether each text, string `[N]`, is more than white space: bool `[N]`."""
+    return tf.not_equal(tf.strings.strip(texts), "")

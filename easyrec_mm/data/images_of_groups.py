@@ -21,7 +21,8 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
 
     Args:
       schema: determines how the image field is read.
-      groups: image_path string `[G]`, group_size and record int64 `[G]`, image_features and image_labels name -> `[G]`.
+      groups: image_path string `[G]`, group_size and record int64 `[G]`, image_features and image_labels name -> `[G]`,
+        contents kind -> string `[G]`.
       origin: file and row of each record.
 
     Returns:
@@ -37,13 +38,16 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
       image_labels    label name -> `[U]`
       image_key       int64 `[U]`, equal only for the same content of the image field and category
       num_images      U
+      contents        kind -> "values" string `[C]`, the distinct contents; "number" int64 `[C]`, equal only for the
+                      same; "of_image" int32 `[U]`: image -> content
     """
-    if not schema.uses_image:
+    if not schema.has_item_vector:
         return {"sample_image": tf.zeros([tf.reduce_sum(groups["group_size"])], tf.int32)}
     features = groups["image_features"]
     # For the image tower, a picture with two categories is two pictures.
     category = features.get(schema.category_feature, tf.zeros_like(groups["group_size"]))
-    keys = _image_keys(groups["image_path"], category)
+    contents = groups["contents"]
+    keys = tf.strings.join([_image_keys(groups["image_path"], category), *contents.values()], _KEY_SEPARATOR)
     group_image, first_group = _distinct(keys)  # [G], [U]
     pictures = _distinct_pictures(
         schema, tf.gather(groups["image_path"], first_group), tf.gather(category, first_group)
@@ -57,7 +61,15 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
         "image_labels": rows_of(groups["image_labels"], first_group),
         "image_key": _number(tf.gather(keys, first_group)),
         "num_images": tf.size(first_group),
+        "contents": {kind: _distinct_contents(tf.gather(values, first_group)) for kind, values in contents.items()},
     }
+
+
+def _distinct_contents(of_images: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Find the distinct contents of images, given that of each, string `[U]`."""
+    of_image, first_image = _distinct(of_images)
+    distinct = tf.gather(of_images, first_image)
+    return {"values": distinct, "number": _number(distinct), "of_image": of_image}
 
 
 def rows_of(values: dict[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -84,7 +96,7 @@ def _distinct_pictures(schema: Schema, path: tf.Tensor, category: tf.Tensor) -> 
         path = tf.concat([paths.flat_values, tf.fill(tf.shape(without), "")], 0)
         order = tf.argsort(link_image, stable=True)
         link_image, path = tf.gather(link_image, order), tf.gather(path, order)
-    if schema.has_no_image_vector:
+    if schema.has_no_image_vector or not schema.uses_image:
         named = tf.not_equal(path, "")
         link_image, path = tf.boolean_mask(link_image, named), tf.boolean_mask(path, named)
     category = tf.gather(category, link_image)

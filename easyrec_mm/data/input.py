@@ -29,10 +29,10 @@ from easyrec_mm.data.group_counts import count_groups, estimate_groups
 from easyrec_mm.data.loading import BatchLoader, Pending
 from easyrec_mm.data.own_files import OwnFiles, meet
 from easyrec_mm.data.packed_pictures import find_tars
-from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.stored_vectors import StoredVectors
+from easyrec_mm.data.vector_bank import NO_BANKS, Banks
 from easyrec_mm.files import FileInfo
 from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.files.waiting import waiting
@@ -147,7 +147,7 @@ class Input:
         num_skipped: int = 0,
         first_step: int = 0,
         first_epoch: int = 0,
-        bank_of: Callable[[int], PictureBank | None] = lambda step: None,
+        banks_of: Callable[[int], Banks] = lambda step: NO_BANKS,
     ) -> Generator[InputBatch, None, None]:
         """Yield batches in order, parsed and with pictures loaded ahead.
 
@@ -156,14 +156,14 @@ class Input:
           num_skipped: number of groups of all workers to leave out at the start of the first epoch.
           first_step: the step that trains the first batch; a batch without samples is not a step.
           first_epoch: the epoch to begin with; earlier ones are not read.
-          bank_of: step -> the picture bank that saves encoding pictures at that step.
+          banks_of: step -> the banks that save encoding at that step.
 
         Raises:
           DataError: if a file cannot be read to its end, or more records are bad than allowed.
         """
         arrivals = Arrivals(self.setting, self.source.files)
         rows = self._rows(num_epochs, num_skipped, first_epoch)
-        yield from arrivals.awaited(self._batches(rows, first_step, bank_of, arrivals))
+        yield from arrivals.awaited(self._batches(rows, first_step, banks_of, arrivals))
 
     def _rows(self, num_epochs: int, num_skipped: int, first_epoch: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of each batch; arguments as for `batches`."""
@@ -183,7 +183,7 @@ class Input:
         self,
         rows_of_batches: Iterator[dict[str, Any]],
         first_step: int,
-        bank_of: Callable[[int], PictureBank | None],
+        banks_of: Callable[[int], Banks],
         arrivals: Arrivals,
     ) -> Generator[InputBatch, None, None]:
         pending: deque[Pending] = deque()
@@ -193,7 +193,7 @@ class Input:
             try:
                 step = first_step
                 for rows, epochs_done in _with_epochs_done(rows_of_batches):
-                    pending.append(self._loader.begin(rows, epochs_done, step, bank_of(step), pool))
+                    pending.append(self._loader.begin(rows, epochs_done, step, banks_of(step), pool))
                     arrivals.begun(rows["origin"])
                     # Other workers may have samples.
                     step += len(rows["sample_image"]) > 0 or self._share.num_workers > 1

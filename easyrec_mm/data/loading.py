@@ -11,13 +11,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
-from easyrec_mm.data.batch import Batch, Images, InputBatch, one_picture_each
+from easyrec_mm.data.batch import IMAGE, Batch, Contents, Images, InputBatch, has_text, one_picture_each
 from easyrec_mm.data.chunks import ChunkReader
 from easyrec_mm.data.packed_pictures import packed_path
-from easyrec_mm.data.picture_bank import PictureBank, Plan
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.shuffled_pictures import ShuffledPictures
 from easyrec_mm.data.stored_vectors import StoredVectors
+from easyrec_mm.data.vector_bank import Banks, Plan
 from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.formats.source import Source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
@@ -33,8 +33,8 @@ class Pending:
     epochs_done  number of epochs that are over with this batch
     paths        the argument of PictureLoader for each of the P pictures
     step         the step that trains the batch
-    bank         the picture bank that saves encoding pictures; None without a bank
-    plan         the bank's plan of the pictures to encode; None without a bank
+    banks        the banks that save encoding
+    plans        the plan of each bank, by its name
     loading      result of loading the pictures to encode; None for a model without pictures
     vectors      result of looking up the distinct keys; None for a model without such features
     """
@@ -43,8 +43,8 @@ class Pending:
     epochs_done: int
     paths: list[bytes]
     step: int
-    bank: PictureBank | None
-    plan: Plan | None
+    banks: Banks
+    plans: dict[str, Plan]
     loading: Future[Pictures] | None
     vectors: Future[dict[str, Found]] | None
 
@@ -97,29 +97,35 @@ class BatchLoader:
             labels=rows.get("image_labels", {}),
         )
         samples = self._chunks.sample_specs()
-        return _batch(samples, self._vectors.specs(), indices, self._pixel_spec, images)
+        is_there = tf.TensorSpec([None], tf.bool)
+        contents = {
+            kind: Contents(of_kind["values"], indices, numbers, indices, indices, is_there)
+            for kind, of_kind in rows.get("contents", {}).items()
+        }
+        return _batch(samples, self._vectors.specs(), indices, self._pixel_spec, images, contents)
 
-    def begin(
-        self, rows: dict[str, Any], epochs_done: int, step: int, bank: PictureBank | None, pool: DaemonPool
-    ) -> Pending:
+    def begin(self, rows: dict[str, Any], epochs_done: int, step: int, banks: Banks, pool: DaemonPool) -> Pending:
         """Begin to load the pixels and stored vectors of a batch.
 
         Args:
           rows: the rows of the batch, from ChunkReader.
           epochs_done: number of epochs that are over with this batch.
           step: the step that trains the batch.
-          bank: the picture bank that saves encoding pictures; None without a bank.
+          banks: the banks that save encoding.
           pool: its threads load.
         """
         vectors = self._vectors.begin(rows["keys"], pool)
+        keys = {kind: of_kind["values"] for kind, of_kind in rows.get("contents", {}).items()}
+        if self._pictures is not None:
+            keys[IMAGE] = rows["picture_key"]
+        plans = {name: bank.plan(list(keys[name].numpy()), step) for name, bank in banks.items()}
         if self._pictures is None:
-            return Pending(rows, epochs_done, [], step, None, None, None, vectors)
+            return Pending(rows, epochs_done, [], step, banks, plans, None, vectors)
         paths = self._paths(rows)
-        plan = bank.plan(list(rows["picture_key"].numpy()), step) if bank else None
-        encoded_paths = paths if plan is None else [paths[i] for i in plan.encoded]
+        encoded_paths = [paths[i] for i in plans[IMAGE].encoded] if IMAGE in plans else paths
         self._pictures.begin(encoded_paths)
         loading = pool.submit(self._pictures.load, encoded_paths)
-        return Pending(rows, epochs_done, paths, step, bank, plan, loading, vectors)
+        return Pending(rows, epochs_done, paths, step, banks, plans, loading, vectors)
 
     def finish(self, pending: Pending) -> InputBatch:
         """Wait until a batch is loaded, count its bad groups, pictures and keys, and return it.
@@ -139,10 +145,12 @@ class BatchLoader:
             records += self._bad_pictures(rows, problems)
             pixels, images = pictures.pixels, self._images(pending, encoded, problems)
             num_loaded = len(encoded)
+        elif self._schema.has_item_vector:
+            images = self._images(pending, _encoded(pending), {})
         self._bad_records.add(num_own, num_loaded, records)
         samples = self._chunks.samples(rows)
         vectors = self._vectors.of_samples(rows["keys"], pending.vectors)
-        batch = _batch(samples, vectors, rows["sample_image"], pixels, images)
+        batch = _batch(samples, vectors, rows["sample_image"], pixels, images, _contents(pending))
         return InputBatch(
             batch=batch,
             kept_fields=samples["kept_fields"],
@@ -179,15 +187,16 @@ class BatchLoader:
           encoded: int32 `[E]`, the pictures that were loaded.
           problems: picture -> why it is bad.
         """
-        rows, plan = pending.rows, pending.plan
+        rows, plan = pending.rows, pending.plans.get(IMAGE)
         is_bad = np.zeros(len(rows["picture_path"]), bool)
         is_bad[list(problems)] = True
-        if pending.bank is not None and plan is not None:
-            pending.bank.mark_bad(plan.rows[encoded], is_bad[encoded])
-            is_bad = pending.bank.are_bad(plan.rows)
+        if plan is not None:
+            bank = pending.banks[IMAGE]
+            bank.mark_bad(plan.rows[encoded], is_bad[encoded])
+            is_bad = bank.are_bad(plan.rows)
         link_picture, link_image = rows["link_picture"], rows["link_image"]
         num_images = int(rows["num_images"])
-        has_picture = np.ones(num_images, bool)
+        has_picture = np.full(num_images, self._schema.uses_image)
         if self._schema.has_no_image_vector or self._schema.image_separator:
             # A bad picture is left out if the item has another one, or may be without a picture.
             is_good = ~is_bad[link_picture.numpy()]
@@ -233,12 +242,36 @@ class BatchLoader:
 
 def _encoded(pending: Pending) -> NDArray[np.int32]:
     """Return the indices of the pictures of a batch that are encoded, int32 `[E]`."""
-    if pending.plan is None:
+    if IMAGE not in pending.plans:
         return np.arange(len(pending.rows["picture_path"]), dtype=np.int32)
-    return pending.plan.encoded
+    return pending.plans[IMAGE].encoded
 
 
-def _batch(samples: dict[str, Any], vectors: dict[str, Any], sample_image: Any, pixels: Any, images: Images) -> Batch:
+def _contents(pending: Pending) -> dict[str, Contents]:
+    """Return the contents of a batch's images, other than pictures, by kind."""
+    contents: dict[str, Contents] = {}
+    for kind, rows in pending.rows.get("contents", {}).items():
+        values, plan = rows["values"], pending.plans.get(kind)
+        num_contents = tf.size(values)
+        contents[kind] = Contents(
+            values=values if plan is None else tf.gather(values, plan.encoded),
+            encoded=tf.range(num_contents) if plan is None else tf.constant(plan.encoded),
+            key=rows["number"],
+            bank_row=tf.zeros([num_contents], tf.int32) if plan is None else tf.constant(plan.rows),
+            of_image=rows["of_image"],
+            is_there=has_text(values),
+        )
+    return contents
+
+
+def _batch(
+    samples: dict[str, Any],
+    vectors: dict[str, Any],
+    sample_image: Any,
+    pixels: Any,
+    images: Images,
+    contents: dict[str, Contents],
+) -> Batch:
     """Return a Batch of tensors, or of their specs."""
     features = {**samples["features"], **vectors}
-    return Batch(features, samples["labels"], samples["sample_weight"], pixels, sample_image, images)
+    return Batch(features, samples["labels"], samples["sample_weight"], pixels, sample_image, images, contents)

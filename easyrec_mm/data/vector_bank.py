@@ -1,4 +1,4 @@
-"""Keeps the vectors of pictures during training, so that not every picture of every batch must be encoded.
+"""Keeps the vectors of pictures or of texts during training, so that not each of every batch must be encoded.
 
 A picture whose vector is in the bank and not too old is encoded again only if it is drawn at random (`encode_ratio`);
 with a frozen tower it is never encoded again. The plan is made when a batch is read, some steps ahead of its training,
@@ -8,6 +8,7 @@ so that pictures that are not needed are not even read from disk. Batches are nu
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +36,8 @@ class Plan(NamedTuple):
     encoded: NDArray[np.int32]
 
 
-class PictureBank:
-    """Vectors by picture.
+class VectorBank:
+    """Vectors by picture, or by another content of items.
 
     Args:
       width: width of a vector.
@@ -137,3 +138,8 @@ class PictureBank:
 
     def _is_fresh(self, written: int, step: int) -> bool:
         return written != _NEVER and (not self._max_staleness_steps or step - written <= self._max_staleness_steps)
+
+
+# Kind of content, see batch.py -> the bank of its vectors; kinds without a bank are left out.
+Banks = Mapping[str, VectorBank]
+NO_BANKS: Banks = {}

@@ -275,13 +275,14 @@ class _Loader:
     def __init__(self, model: ImageModel, image_root: str, refresh: Refresh) -> None:
         reader = PictureReader(image_root, packed=PackedPictures(local_copies()))
         self._pictures = PictureLoader(model.manifest.schema.image, reader, model.decode)
+        self._schema = model.manifest.schema
         self._paths = model.paths
         self._refresh = refresh
 
     def load(self, batch: tuple[list[Item], list[bytes | None], int]) -> _Loaded:
         """Load items, and select the ones to embed by comparison with their stored hashes."""
         items, stored_hashes, num_done = batch
-        pictures = [(row, path) for row, item in enumerate(items) for path in self._paths(item.path) or [""]]
+        pictures = [(row, path) for row, item in enumerate(items) for path in self._paths_of(item)]
         contents, unreadable = self._pictures.read([_place(items[row], path) for row, path in pictures])
         hashes = self._hashes(items, pictures, contents, unreadable)
         chosen_rows = {
@@ -292,7 +293,10 @@ class _Loader:
         loaded = self._pictures.decode([contents[i] for i in chosen], problems) if chosen else None
         all_problems = loaded.problems if loaded else {}
         good = [at for at in range(len(chosen)) if at not in all_problems]
-        rows, owner = np.unique([pictures[chosen[at]][0] for at in good], return_inverse=True)
+        row_of_good = np.array([pictures[chosen[at]][0] for at in good], np.int64)
+        with_text = [row for row in sorted(chosen_rows) if self._has_text(items[row])]
+        rows = np.unique([*row_of_good.tolist(), *with_text]).astype(np.int64)
+        owner = np.searchsorted(rows, row_of_good)
         pixels = loaded.pixels.numpy() if loaded else np.zeros((0, 1, 1, 1), np.uint8)
         bad = [(*pictures[chosen[at]], problem) for at, problem in all_problems.items()]
         return _Loaded(
@@ -304,6 +308,19 @@ class _Loader:
             bad=[(items[row], path, problem) for row, path, problem in bad],
             num_unchanged=num_done + len(items) - len(chosen_rows),
         )
+
+    def _paths_of(self, item: Item) -> list[str]:
+        """Return the paths of an item's pictures; "" for an item that should have one and names none."""
+        paths = self._paths(item.path) if self._schema.uses_image else []
+        return paths or ([] if self._has_text(item) else [""])
+
+    def _has_text(self, item: Item) -> bool:
+        """Return whether an item's text is enough to embed it, without a picture."""
+        text = self._schema.text
+        if text is None or (self._schema.uses_image and not self._schema.has_no_image_vector):
+            return False
+        texts = dict(zip(self._schema.image_fields(), item.fields, strict=True))
+        return any(texts[name].strip() for name in text.inputs)
 
     def _hashes(
         self,
@@ -317,12 +334,15 @@ class _Loader:
         for i, (row, _) in enumerate(pictures):
             if i not in unreadable:
                 parts[row].append(contents[i])
-        return [hash_of_item(part, item.fields) for item, part in zip(items, parts, strict=True)]
+        return [hash_of_item(part, item.fields, self._has_text(item)) for item, part in zip(items, parts, strict=True)]
 
 
-def hash_of_item(pictures: Sequence[bytes], fields: Sequence[str]) -> bytes:
-    """Return the hash of an item's content: its readable pictures, and the texts of the model's other inputs."""
-    if not pictures:
+def hash_of_item(pictures: Sequence[bytes], fields: Sequence[str], has_text: bool = False) -> bytes:
+    """Return the hash of an item's content: its readable pictures, and the texts of the model's other inputs.
+
+    Without pictures an item has no content, unless its text is enough.
+    """
+    if not pictures and not has_text:
         return NO_CONTENT
     if len(pictures) == 1 and not fields:
         return content_hash(pictures[0])

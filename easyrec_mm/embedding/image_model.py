@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime
 import tensorflow as tf
 
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.embedding.onnx_inputs import OnnxInputs
 from easyrec_mm.errors import ExportError
 from easyrec_mm.features.numpy_back_end import Values
-from easyrec_mm.features.numpy_transform import NumpyTransform
 from easyrec_mm.manifest import (
     DECODE,
     DEFAULT,
@@ -27,10 +27,45 @@ from easyrec_mm.manifest import (
     read_manifest,
     require_unchanged,
 )
+from easyrec_mm.schema import Schema
 
 Runtime = Literal["auto", "onnx", "tensorflow"]
 _NUMPY_TYPES = {"int64": np.int64, "bool": np.bool_, "float32": np.float32}
-_TRIALS, _TRIAL_PICTURES = 3, 64
+_TRIALS, _TRIAL_ITEMS = 3, 64
+
+
+class _Items(NamedTuple):
+    """Items to embed.
+
+    pixels   float32 [N, H, W, C] of their pictures; None for a model of texts
+    fields   field -> [K]
+    owner    int [N]: the item of each picture, ascending
+    number   K
+    """
+
+    pixels: np.ndarray | None
+    fields: dict[str, Values]
+    owner: np.ndarray
+    number: int
+
+    def first(self, number: int) -> _Items:
+        """Return the first items, up to this number and at least one with a picture."""
+        number = min(max(number, int(self.owner[0]) + 1 if len(self.owner) else 0), self.number)
+        is_first = self.owner < number
+        pixels = None if self.pixels is None else self.pixels[is_first]
+        return _Items(pixels, {name: v[:number] for name, v in self.fields.items()}, self.owner[is_first], number)
+
+    def pictures(self, name: str) -> dict[str, np.ndarray]:
+        """Return the input for pictures, under its name."""
+        return {} if self.pixels is None else {name: self.pixels}
+
+
+def load_signatures(folder: str, schema: Schema) -> Mapping[str, Any]:
+    """Load the SavedModel of an image model and return its signatures."""
+    if schema.text is not None:
+        import tensorflow_text  # type: ignore[import-untyped]  # noqa: F401  # registers operations of tokenizers
+    signatures: Mapping[str, Any] = tf.saved_model.load(folder).signatures
+    return signatures
 
 
 class ImageModel:
@@ -51,13 +86,12 @@ class ImageModel:
         self._input = self.manifest.image_input
         schema = self.manifest.schema
         self.fields = schema.image_fields()
-        self._numpy_category = NumpyTransform([schema.category] if schema.category else [])
         has_onnx = IMAGE_ONNX in self.manifest.files
         if runtime == "onnx" and not has_onnx:
             reason = self.manifest.parity.get("left_out", {}).get(IMAGE_ONNX, "")
             raise ExportError(f"{folder}: has no {IMAGE_ONNX} ({reason}); embed with --runtime tensorflow")
         try:
-            self._signatures = tf.saved_model.load(folder).signatures
+            self._signatures = load_signatures(folder, schema)
             if has_onnx:
                 path = str(Path(folder) / IMAGE_ONNX)
                 options = onnxruntime.SessionOptions()
@@ -65,6 +99,7 @@ class ImageModel:
                 self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # each runtime has its own exception types
             raise ExportError(f"{folder}: the image model cannot be loaded: {error}") from error
+        self._onnx_inputs = OnnxInputs(schema, self._signatures)
         # Once more, for the files may have been overwritten while they were loaded.
         require_unchanged(self.manifest, Path(folder), folder, self.manifest.files)
         self._runtimes = {"tensorflow": self._run_tensorflow}
@@ -82,46 +117,47 @@ class ImageModel:
         """Return the vectors of K items, float32 `[K, D]`.
 
         Args:
-          pixels: uint8 `[N, H, W, C]`.
+          pixels: uint8 `[N, H, W, C]`; any if the model takes no pictures.
           fields: values `[K]` of each of `self.fields`; None for their defaults.
           owner: int64 `[N]`, the item of each picture, from 0; None if each picture is an item.
         """
         numbers = pixels.astype(np.float32)
         owner = np.arange(len(pixels)) if owner is None else owner
         num_items = int(owner[-1]) + 1 if len(owner) else 0
+        if fields:  # the last items may have no picture
+            num_items = max(num_items, *(len(column) for column in fields.values()))
         schema = self.manifest.schema
         values: dict[str, Values] = {}
         for name in self.fields:
             field = schema.field(name)
             column: Sequence[Any] = fields[name] if fields else [field.default_value] * num_items
             values[name] = list(column) if field.dtype == "string" else np.array(column, _NUMPY_TYPES[field.dtype])
+        items = _Items(numbers if schema.uses_image else None, values, owner, num_items)
+        if schema.uses_image and not len(owner):
+            return self._run_tensorflow(items)  # not all kernels of ONNX Runtime take nothing
         if self.runtime == "auto":
-            in_trial = owner < owner[:_TRIAL_PICTURES][-1] + 1
-            trial_values = {name: value[: int(owner[in_trial][-1]) + 1] for name, value in values.items()}
-            self.runtime = min(
-                self._runtimes, key=lambda name: self._seconds(name, numbers[in_trial], trial_values, owner[in_trial])
-            )
-        return self._runtimes[self.runtime](numbers, values, owner)
+            trial = items.first(_TRIAL_ITEMS)
+            self.runtime = min(self._runtimes, key=lambda name: self._seconds(name, trial))
+        return self._runtimes[self.runtime](items)
 
-    def _run_onnx(self, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> np.ndarray:
-        inputs = {self._input: pixels, **self._numpy_category(fields, int(owner[-1]) + 1), **self._owner(owner)}
+    def _run_onnx(self, items: _Items) -> np.ndarray:
+        inputs = {**items.pictures(self._input), **self._onnx_inputs(items.fields, items.owner, items.number)}
         vectors: np.ndarray = self._session.run([IMAGE_VECTOR], inputs)[0]
         return vectors
 
-    def _run_tensorflow(self, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> np.ndarray:
-        inputs = {self._input: pixels, **fields, **self._owner(owner)}
+    def _run_tensorflow(self, items: _Items) -> np.ndarray:
+        inputs = {**items.pictures(self._input), **items.fields}
+        if self.manifest.schema.has_picture_item:
+            inputs[PICTURE_ITEM] = items.owner.astype(np.int64)
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
         vectors: np.ndarray = self._signatures[DEFAULT](**tensors)[IMAGE_VECTOR].numpy()
         return vectors
 
-    def _owner(self, owner: np.ndarray) -> dict[str, np.ndarray]:
-        return {PICTURE_ITEM: owner.astype(np.int64)} if self.manifest.schema.image_separator else {}
-
-    def _seconds(self, runtime: str, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> float:
+    def _seconds(self, runtime: str, items: _Items) -> float:
         times = []
         for _ in range(_TRIALS):
             start = time.perf_counter()
-            self._runtimes[runtime](pixels, fields, owner)
+            self._runtimes[runtime](items)
             times.append(time.perf_counter() - start)
         return min(times)
 

@@ -75,6 +75,8 @@ def read_items(paths: str, schema: Schema, image_root: str = "", key_column: str
       DataError: if a file is missing, unreadable or lacks a column, or if a key has two categories.
     """
     key_column = key_column or schema.image.field
+    if not key_column:
+        raise DataError("--key_column: is missing; items without pictures have no path that could be their key")
     columns = _Columns(key_column, path_column or key_column, schema)
     by_key: dict[str, Item] = {}
     refused: list[BadRecord] = []
@@ -104,6 +106,8 @@ class _Columns:
     def __init__(self, key: str, path: str, schema: Schema) -> None:
         self.schema = schema
         self.key, self.path = key, path
+        # Whether an item without a path is left out: it may have a text instead.
+        self.needs_path = schema.text is None or (schema.uses_image and not schema.has_no_image_vector)
         self.names = tuple(dict.fromkeys((key, path, *schema.image_fields())))
         field_names = {field.name for field in schema.fields}
         texts = tuple(Field(name, "string", "", True) for name in (key, path) if name not in field_names)
@@ -129,7 +133,7 @@ class _Columns:
                 yield BadRecord("group", path, row, *group)
                 continue
             values = {name: texts[0] for name, texts in group.values.items()} | {image: group.image.decode()}
-            if values[self.key] and values[self.path]:
+            if values[self.key] and (values[self.path] or not self.needs_path):
                 fields = tuple(values[name] for name in self.schema.image_fields())
                 yield Item(values[self.key], values[self.path], fields)
 
@@ -276,7 +280,7 @@ def _csv_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
         rows = csv.DictReader(file)
         _require_columns(path, list(rows.fieldnames or ()), columns)
         for number, row in enumerate(rows, 1):
-            if row[columns.key] and row[columns.path]:
+            if row[columns.key] and (row[columns.path] or not columns.needs_path):
                 fields = tuple(row[name] or "" for name in columns.schema.image_fields())
                 wrong = next((name for name in columns.names if _ESCAPED_BYTE.search(row[name] or "")), None)
                 if wrong is not None:

@@ -310,9 +310,9 @@ def batch_outputs(
 
 
 def prediction_batches(model: MultimodalModel, inputs: Input) -> Generator[InputBatch, None, None]:
-    """Return the batches of an input, with the pictures that the model's bank does not have."""
-    bank = model.prediction_bank()
-    return inputs.batches(bank_of=lambda _: bank)
+    """Return the batches of an input, with the pictures and texts that the model's banks do not have."""
+    banks = model.prediction_banks()
+    return inputs.batches(banks_of=lambda _: banks)
 
 
 def outputs_of(
@@ -327,14 +327,15 @@ def outputs_of(
       name: what is shown.
       with_empty: whether to yield batches without samples, too; these may have no outputs.
     """
-    bank = model.prediction_bank()
+    banks = model.prediction_banks()
     step = model.prediction_function(spec)
     progress = Progress(name, None, unit="batch")
     shown = time.monotonic()
     try:
         for item in items:
-            if bank is not None:
-                bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, 0)
+            contents = item.batch.of_banks()
+            for kind, bank in banks.items():
+                bank.before_step(contents[kind].bank_row, contents[kind].encoded, 0)
             if item.batch.num_samples or model.rec.feature_embedding.is_divided:
                 yield item, step(item.batch)
             elif with_empty:

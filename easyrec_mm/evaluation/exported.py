@@ -15,13 +15,14 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.data.batch import Batch
+from easyrec_mm.embedding.image_model import load_signatures
+from easyrec_mm.embedding.onnx_inputs import OnnxInputs
 from easyrec_mm.errors import ExportError
 from easyrec_mm.features.numpy_back_end import Values
 from easyrec_mm.features.numpy_transform import NumpyTransform
 from easyrec_mm.manifest import (
     IMAGE_ONNX,
     IMAGE_VECTOR,
-    PICTURE_ITEM,
     REC_ONNX,
     Manifest,
     local_export,
@@ -51,7 +52,7 @@ def read_headers(rec_folder: str, image_folder: str, schema: Schema) -> Manifest
             f"--rec_model_dir {rec_folder}: was exported with other features than the config's: "
             f"{', '.join([*names, *known])}; give the config with which it was trained"
         )
-    if not schema.uses_image:
+    if not schema.has_item_vector:
         return rec
     image = read_header(image_folder, "image")
     if image.image_tower_fingerprint != rec.image_tower_fingerprint:
@@ -85,13 +86,15 @@ class ExportedNetwork:
         schema = self._schema = self.manifest.schema
         self._image: onnxruntime.InferenceSession | None = None
         self._image_fields: tuple[str, ...] = ()
-        if schema.uses_image:
+        if schema.has_item_vector:
             image_folder = local_export(image_folder)
             self._image_manifest = read_manifest(image_folder, "image")
             self._image = _session(Path(image_folder) / IMAGE_ONNX, num_threads)
             self._image_fields = self._image_manifest.schema.image_fields()
-            category = self._image_manifest.schema.category
-            self._category = NumpyTransform([category] if category else [])
+            image_schema = self._image_manifest.schema
+            self._onnx_inputs = OnnxInputs(
+                image_schema, load_signatures(image_folder, image_schema) if image_schema.text is not None else {}
+            )
         self._transform = NumpyTransform(schema.features)
         self._taken = {value.name for value in self._rec.get_inputs()}
         self._names = [value.name for value in self._rec.get_outputs()]
@@ -144,20 +147,23 @@ class ExportedNetwork:
             vectors[:] = stand_in
         if self._image is None:
             return vectors
-        # K of the images have pictures.
+        # K of the images have pictures, or a text in place of them.
         images, item = np.unique(batch.images.link_image.numpy(), return_inverse=True)
+        schema = self._image_manifest.schema
+        if schema.text is not None:
+            images, item = np.arange(batch.num_images), batch.images.link_image.numpy()
         if not len(images):
             return vectors
         _, first_sample = np.unique(batch.sample_image.numpy(), return_index=True)
         rows = first_sample[images]
-        pixels = batch.pixels.numpy()[batch.images.link_picture.numpy()].astype(np.float32)
         values: dict[str, Values] = {}
         for name in self._image_fields:
             column = fields[name]
             values[name] = column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
-        inputs = {self._image_manifest.image_input: pixels, **self._category(values, len(images))}
-        if self._schema.image_separator:
-            inputs[PICTURE_ITEM] = item.astype(np.int64)
+        inputs = self._onnx_inputs(values, item, len(images))
+        if schema.uses_image:
+            pixels = batch.pixels.numpy()[batch.images.link_picture.numpy()].astype(np.float32)
+            inputs[self._image_manifest.image_input] = pixels
         vectors[images] = self._image.run([IMAGE_VECTOR], inputs)[0]
         return vectors
 

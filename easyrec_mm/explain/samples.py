@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from easyrec_mm.data.batch import Batch, InputBatch
+from easyrec_mm.data.batch import IMAGE, Batch, InputBatch
 from easyrec_mm.data.input import Input
-from easyrec_mm.data.picture_bank import PictureBank, Plan
+from easyrec_mm.data.vector_bank import NO_BANKS, Plan, VectorBank
 from easyrec_mm.evaluation.evaluator import as_arrays
 from easyrec_mm.evaluation.plan import EvalPlan
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -140,9 +140,9 @@ def read_samples(
     chosen, of_asked = _Chosen(limits, unit), _Pieces()
     items = _Items(limits.num_pictures, shown_field)
     asked_numbers = np.array(sorted(asked), np.int64)
-    bank = _NoPictures(1)
+    banks = {IMAGE: _NoPictures(1)} if schema.uses_image else NO_BANKS
     number = 0
-    for batch in inputs.batches(bank_of=lambda step: bank if schema.uses_image else None):
+    for batch in inputs.batches(banks_of=lambda step: banks):
         if not batch.batch.num_samples:
             continue
         of_batch = list(items.of_batch(batch))
@@ -164,7 +164,7 @@ def read_samples(
     return ReadSamples(chosen.joined(place), of_asked.joined(place), tuple(kept.values()), number, items.number)
 
 
-class _NoPictures(PictureBank):
+class _NoPictures(VectorBank):
     """A bank by which batches are read without loading their pictures."""
 
     def plan(self, keys: list[bytes], step: int) -> Plan:

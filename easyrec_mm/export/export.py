@@ -85,7 +85,7 @@ def export(
         parity = measure_parity(model, trained, exported, config.data_config, data_path, num_parity_groups, vectors)
         parity["left_out"] = left_out
         manifest_of = partial(
-            Manifest, schema=schema.without_passwords(), image_input=image_input, image_width=model.image_width,
+            Manifest, schema=schema.without_passwords(), image_input=image_input, image_width=model.item_width,
             checkpoint=Path(checkpoint).name, step=step, versions=_versions(), parity=parity,
             image_tower_fingerprint=image_tower_fingerprint(model, config.model_config.e2e_mm_dbmtl.img_model),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -106,11 +106,10 @@ def _versions() -> dict[str, str]:
 def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
     """Return the SHA-256 of everything that decides the vector of a picture: preprocessing, architecture, weights."""
     schema = model.schema
-    tower, _ = model.image_side()
-    architecture = {
+    architecture: dict[str, Any] = {
         "image": asdict(schema.image),
-        "backbone": tower.source,
-        "normalisation": tower.normalisation,
+        "backbone": model.image.source if model.image is not None else None,
+        "normalisation": model.image.normalisation if model.image is not None else None,
         "feature_layer": settings.feature_layer,
         "pooling": settings.pooling,
         "category": asdict(schema.category) if schema.category else None,
@@ -123,6 +122,9 @@ def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
     if settings.HasField("descriptors"):
         grids = settings.descriptors
         architecture["descriptors"] = (grids.colour_grid, grids.colour_bins, grids.edge_grid)
+    if model.parts.text is not None:
+        architecture["text"] = model.parts.text.encoder.source
+        architecture["fusion"] = type(model.parts.fusion).__name__
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name, weight in sorted(model.weights().items()):
         if name.startswith("image/"):
@@ -135,9 +137,10 @@ def _require_exportable(pipeline: Pipeline) -> None:
     schema = pipeline.schema
     if pipeline.config.data_config.shuffled_pictures:
         raise ExportError("data_config.shuffled_pictures: the model was trained with the pictures of other items")
-    if not schema.uses_image:
+    if not schema.has_item_vector:
         raise ExportError(
-            "the model has no pictures (no feature group of an ImgFeature), so it cannot be split; "
+            "the model has neither pictures nor texts (no feature group of an ImgFeature or TextFeature), so it "
+            "cannot be split; "
             "use its checkpoint with eval and predict"
         )
     problems = invalid_inputs(schema)

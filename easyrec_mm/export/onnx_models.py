@@ -20,9 +20,9 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
 from easyrec_mm.export.ordered_sets import ordered_sets
-from easyrec_mm.export.parts import item_vectors
+from easyrec_mm.export.parts import image_vectors
 from easyrec_mm.features.feature import Feature
-from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE
+from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE, TEXT_TOKENS
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.rec import task_outputs
 
@@ -30,14 +30,14 @@ _OPSET = 18
 # Tables begin at memory pages, because ONNX Runtime maps the file.
 _ALIGNMENT = 4096
 _ROWS_AT_A_TIME = 1 << 16
-_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
 def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> str:
     """Write image.onnx: pixels float32 `[N, H, W, C]` -> `img_emb_vector` float32 `[K, D]`.
 
-    Additional inputs, if the tower takes them: ids int64 `[K]` under the name of the category feature, and
-    `picture_item` (export/parts.py). Returns "", or the reason if the backbone cannot be converted to ONNX.
+    Additional inputs, if the towers take them: ids int64 `[K]` under the name of the category feature, tokens of texts
+    int32 `[K, ...]`, and `picture_item` (export/parts.py). Returns "", or the reason if they cannot be converted.
     """
     try:
         content = _image_network(model, image_input).SerializeToString()
@@ -50,16 +50,24 @@ def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> 
 
 def _image_network(model: MultimodalModel, image_input: str) -> onnx.ModelProto:
     schema, image = model.schema, model.schema.image
-    specs = {image_input: tf.TensorSpec([None, image.height, image.width, image.channels], tf.float32)}
+    specs: dict[str, tf.TensorSpec] = {}
+    if schema.uses_image:
+        specs[image_input] = tf.TensorSpec([None, image.height, image.width, image.channels], tf.float32)
     if schema.category:
         specs[schema.category.name] = tf.TensorSpec([None], tf.int64)
-    if schema.image_separator:
+    if schema.has_picture_item:
         specs[PICTURE_ITEM] = tf.TensorSpec([None], tf.int64)
+    if model.parts.text is not None:
+        specs[TEXT_TOKENS] = tf.TensorSpec([None, *model.parts.text.encoder.token_shape], tf.int32)
 
     def vectors(*tensors: tf.Tensor) -> tf.Tensor:
         inputs = dict(zip(specs, tensors, strict=True))
         category = inputs[schema.category.name] if schema.category else None
-        return item_vectors(model, inputs[image_input], category, inputs.get(PICTURE_ITEM))
+        images, tokens, item = None, inputs.get(TEXT_TOKENS), inputs.get(PICTURE_ITEM)
+        if schema.uses_image:
+            num_items = None if tokens is None or item is None else tf.shape(tokens, tf.int64)[0]
+            images = image_vectors(model, inputs[image_input], category, item, num_items)
+        return images if tokens is None else model.parts.of_tokens(images, tokens)
 
     numbered = [tf.TensorSpec(s.shape, s.dtype, name=f"input_{i}") for i, s in enumerate(specs.values())]
     network = _convert(vectors, numbered)
@@ -84,7 +92,7 @@ def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
     specs: dict[str, tf.TensorSpec] = {}
     for feature in features:
         specs |= _network_inputs(feature)
-    specs[IMAGE_VECTOR] = tf.TensorSpec([None, model.image_width], tf.float32)
+    specs[IMAGE_VECTOR] = tf.TensorSpec([None, model.item_width], tf.float32)
     output_names = [name for task in model.schema.tasks for name in task.output_names]
 
     def outputs(*tensors: tf.Tensor) -> list[tf.Tensor]:

@@ -22,6 +22,8 @@ from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.embedding.image_model import load_signatures
+from easyrec_mm.embedding.onnx_inputs import OnnxInputs
 from easyrec_mm.errors import ExportError
 from easyrec_mm.evaluation.exported import padded_vectors
 from easyrec_mm.evaluation.metrics import metric_value
@@ -126,13 +128,13 @@ class _Ways:
         self._image_input = exported.image_input
         self._pictures = pictures
         self._image, self._rec, self._total = (
-            tf.saved_model.load(str(folder)).signatures for folder in (exported.image, exported.rec, exported.total)
+            load_signatures(str(folder), schema) for folder in (exported.image, exported.rec, exported.total)
         )
+        self._onnx_inputs = OnnxInputs(schema, self._image)
         image_onnx = exported.image / manifest.IMAGE_ONNX
         self._image_onnx = _session(image_onnx) if image_onnx.exists() else None
         self._rec_onnx = _session(exported.rec / manifest.REC_ONNX)
         self._numpy_transform = NumpyTransform(schema.features, schema.fields)
-        self._numpy_category = NumpyTransform([schema.category] if schema.category else [])
         self._constants = parts.constant_fields(schema)
         self._of_constants = FeatureTransform(
             [f for f in schema.features if not self._constants.keys().isdisjoint(f.inputs)]
@@ -162,16 +164,16 @@ class _Ways:
         }
         features = {name: fields[name] for name in self._feature_fields}
         vectors = parts.vector_inputs(self._schema, batch.features)
-        shown = _Shown.of(batch, picture_path)
+        shown = _Shown.of(batch, picture_path, self._schema.text is not None)
         side_inputs = {name: tf.gather(fields[name], shown.first_sample) for name in self._image_fields}  # [K]
-        if self._schema.image_separator:
+        if self._schema.has_picture_item:
             side_inputs[manifest.PICTURE_ITEM] = tf.constant(shown.item)
-        image = self._image[manifest.DEFAULT](**{self._image_input: shown.pixels}, **side_inputs)
+        image = self._image[manifest.DEFAULT](**self._pictures_input(shown.pixels), **side_inputs)
         self._require_exact_text(image)
         text = tf.gather(self._with_no_image(shown, image[manifest.IMAGE_TEXT]), batch.sample_image)
         rec_inputs = {**{name: fields[name] for name in self._inputs}, **vectors}
         yield REC, _arrays(self._rec[manifest.DEFAULT](**rec_inputs, **{manifest.IMAGE_TEXT: text}))
-        encoded = self._image[manifest.ENCODED](**{self._image_input: self._contents(shown)}, **side_inputs)
+        encoded = self._image[manifest.ENCODED](**self._pictures_input(self._contents(shown)), **side_inputs)
         for way, outputs in ((VECTOR, image), (ENCODED, encoded)):
             of_images = self._with_no_image(shown, outputs[manifest.IMAGE_VECTOR])
             vector = tf.gather(of_images, batch.sample_image)
@@ -179,6 +181,10 @@ class _Ways:
         of_total = {name: fields[name] for name in dict.fromkeys((*self._inputs, *self._image_fields))}
         yield TOTAL, self._run_total(batch, {**of_total, **vectors}, shown)
         yield ONNX, self._run_onnx(batch, features, self._onnx_vectors(image, side_inputs, shown), shown)
+
+    def _pictures_input(self, pictures: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return the input for pictures by its name; {} if the models take none."""
+        return {self._image_input: pictures} if self._schema.uses_image else {}
 
     def _with_constants(self, batch: Batch, kept_fields: dict[str, tf.Tensor]) -> Batch:
         """Return the batch with the features that follow from the constants of fields."""
@@ -198,7 +204,7 @@ class _Ways:
         if len(shown.images) == shown.num_images:
             return values
         _, items = self._model.image_side()
-        no_image = tf.convert_to_tensor(items.no_image)[None]
+        no_image = tf.convert_to_tensor(items.nothing)[None]
         stand_in = parts.vector_text(no_image) if values.dtype == tf.string else no_image
         row = np.full(shown.num_images, len(shown.images), np.int32)
         row[shown.images] = np.arange(len(shown.images))
@@ -221,11 +227,11 @@ class _Ways:
                 array = value.numpy()
                 outputs.setdefault(name, np.zeros((batch.num_samples, *array.shape[1:]), array.dtype))[samples] = array
 
-        item = {manifest.PICTURE_ITEM: tf.constant(shown.item)} if self._schema.image_separator else {}
+        item = {manifest.PICTURE_ITEM: tf.constant(shown.item)} if self._schema.has_picture_item else {}
         for turn in range(max((len(samples_of[image]) for image in shown.images), default=0)):
             samples = np.array([samples_of[i][min(turn, len(samples_of[i]) - 1)] for i in shown.images])
             taken = {name: tf.gather(value, samples) for name, value in fields.items()}
-            add(samples, self._total[manifest.DEFAULT](**taken, **{self._image_input: shown.pixels}, **item))
+            add(samples, self._total[manifest.DEFAULT](**taken, **self._pictures_input(shown.pixels), **item))
         without = np.flatnonzero(~np.isin(sample_image, shown.images))
         if len(without):
             taken = {name: tf.gather(value, without) for name, value in fields.items()}
@@ -236,6 +242,8 @@ class _Ways:
 
     def _contents(self, shown: _Shown) -> tf.Tensor:
         """Return the contents of the pictures' files `[N]`; for one that cannot be read, its substitute as a PNG."""
+        if not shown.paths:
+            return tf.constant([], tf.string)
         contents, problems = self._pictures.plain(*self._pictures.read(list(shown.paths)))
         for row in self._pictures.decode(contents, problems).problems:
             contents[row] = tf.io.encode_png(tf.cast(shown.pixels[row], tf.uint8)).numpy()
@@ -247,11 +255,12 @@ class _Ways:
         """Return the vectors `[K, D]` of ONNX Runtime, or those of the SavedModel if image.onnx was not written."""
         if self._image_onnx is None:
             return image[manifest.IMAGE_VECTOR]
-        image_inputs = {self._image_input: shown.pixels.numpy()}
-        category = {name: _values(value) for name, value in side_inputs.items() if name in self._image_fields}
-        image_inputs |= self._numpy_category(category, len(shown.images))
-        if manifest.PICTURE_ITEM in side_inputs:
-            image_inputs[manifest.PICTURE_ITEM] = shown.item
+        if self._schema.uses_image and not shown.paths:
+            return image[manifest.IMAGE_VECTOR]  # not all kernels of ONNX Runtime take nothing
+        fields = {name: _values(value) for name, value in side_inputs.items() if name in self._image_fields}
+        image_inputs = self._onnx_inputs(fields, shown.item, len(shown.images))
+        if self._schema.uses_image:
+            image_inputs[self._image_input] = shown.pixels.numpy()
         vectors: np.ndarray = self._image_onnx.run([manifest.IMAGE_VECTOR], image_inputs)[0]
         return vectors
 
@@ -347,10 +356,10 @@ def _first_samples(batch: Batch, kept_fields: dict[str, tf.Tensor]) -> tuple[Bat
 
 @dataclass(frozen=True)
 class _Shown:
-    """The pictures of a batch, sorted by item, as the exported models take them; K of the U images have pictures.
+    """The items of a batch, with their pictures sorted by item, as the exported models take them.
 
     num_images     U
-    images         int [K]: the images that have pictures
+    images         int [K]: the images that have pictures; if items have a text, all of them
     first_sample   int [K]: the first sample of each
     pixels         float32 [N, H, W, C]
     item           int64 [N]: which of the K images each picture belongs to
@@ -365,10 +374,12 @@ class _Shown:
     paths: list[bytes]
 
     @staticmethod
-    def of(batch: Batch, picture_path: list[bytes]) -> _Shown:
-        """Return the pictures of a batch in which all pictures have pixels."""
+    def of(batch: Batch, picture_path: list[bytes], has_text: bool) -> _Shown:
+        """Return the items of a batch in which all pictures have pixels, and whose items have a text or not."""
         link_picture, link_image = batch.images.link_picture, batch.images.link_image.numpy()
         images, item = np.unique(link_image, return_inverse=True)
+        if has_text:
+            images, item = np.arange(batch.num_images), link_image
         sample_image = batch.sample_image.numpy()
         return _Shown(
             num_images=batch.num_images,

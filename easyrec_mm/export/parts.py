@@ -12,9 +12,11 @@ A feature whose vectors are in a store takes these instead of its key, float32 `
 "_vector". A sequence of such features takes `[S, L, numbers]`, and under "_length" the number of vectors per sample,
 int64 `[S]`.
 
-An image tower that uses the item's category takes its field in addition to the pictures. A tower for several pictures
-per item also takes `picture_item`, int64 `[N]`: the item of each picture, from 0; image vectors are then `[K, D]`.
-Without it, each picture is an item. If items may have no picture, empty contents of a file stand for no picture.
+An image tower that uses the item's category takes its field in addition to the pictures, and a text tower the fields
+of the text; the image vector is then the vector of the item, made of both. A tower for several pictures per item also
+takes `picture_item`, int64 `[N]`: the item of each picture, from 0; image vectors are then `[K, D]`. So does one for
+items that may have a text and no picture. Without it, each picture is an item. If items may have no picture, empty
+contents of a file stand for no picture. A model of texts alone takes no pictures.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from easyrec_mm.manifest import (
     IMAGE_VECTOR,
     PICTURE_ITEM,
     PIXELS,
+    TEXT_TOKENS,
+    TOKENS,
     VECTOR,
 )
 from easyrec_mm.network.model import MultimodalModel
@@ -45,6 +49,9 @@ from easyrec_mm.schema import Schema
 TEXT_SEPARATOR = ","
 # Number of decimal digits from which every float32 is read back exactly.
 _FLOAT32_DIGITS = 9
+
+# Signature name -> function and specs of its inputs.
+Functions = dict[str, tuple[Callable[..., dict[str, tf.Tensor]], dict[str, tf.TensorSpec]]]
 
 # Prefixes of the names of the rec model's variables.
 _REC_WEIGHTS = ("rec/", "embedding/")
@@ -63,21 +70,26 @@ def image_part(model: MultimodalModel, image_input: str) -> Part:
     Args:
       model: the trained network, in float32.
       image_input: name of the input: pixels float32 `[N, H, W, C]`, 0-255, RGB; in the signature "encoded", the
-        contents of picture files, string `[N]`. The signature "decode" returns the pixels of files, uint8.
+        contents of picture files, string `[N]`. The signature "decode" returns the pixels of files, uint8, and
+        "tokens" the tokens of texts, of which the ONNX model computes vectors.
     """
     image = model.schema.image
-    pictures = _Pictures(model, image_input)
+    items = _Items(model, image_input)
 
     def outputs(vector: tf.Tensor) -> dict[str, tf.Tensor]:
         return {IMAGE_TEXT: vector_text(vector), IMAGE_VECTOR: vector}
 
-    side_specs = {**_specs(model.schema, model.schema.image_fields()), **pictures.item_spec}
-    functions = {
-        DEFAULT: (lambda **inputs: outputs(pictures.of_pixels(inputs)), {**pictures.pixel_spec, **side_specs}),
-        ENCODED: (lambda **inputs: outputs(pictures.of_contents(inputs)), {**pictures.content_spec, **side_specs}),
-        DECODE: (lambda **inputs: {PIXELS: decode_pictures(inputs[image_input], image)}, pictures.content_spec),
+    side_specs = {**_specs(model.schema, model.schema.image_fields()), **items.item_spec}
+    functions: Functions = {
+        DEFAULT: (lambda **inputs: outputs(items.of_pixels(inputs)), {**items.pixel_spec, **side_specs}),
+        ENCODED: (lambda **inputs: outputs(items.of_contents(inputs)), {**items.content_spec, **side_specs}),
     }
-    return _part(model, ("image/",), functions, pictures.transform)
+    if model.schema.uses_image:
+        functions[DECODE] = lambda **inputs: {PIXELS: decode_pictures(inputs[image_input], image)}, items.content_spec
+    if model.schema.text is not None:
+        of_text = _specs(model.schema, model.schema.text.inputs)
+        functions[TOKENS] = lambda **inputs: {TEXT_TOKENS: items.tokens(inputs)}, of_text
+    return _part(model, ("image/",), functions, items.transform)
 
 
 def rec_part(model: MultimodalModel) -> Part:
@@ -87,7 +99,7 @@ def rec_part(model: MultimodalModel) -> Part:
     """
     schema = model.schema
     transform = FeatureTransform(schema.features)
-    width = model.image_width
+    width = model.item_width
 
     def outputs(inputs: dict[str, tf.Tensor], vector: tf.Tensor) -> dict[str, tf.Tensor]:
         return _outputs(model, transform, inputs, vector)
@@ -113,7 +125,7 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
     """
     schema = model.schema
     transform = FeatureTransform(schema.features)
-    pictures = _Pictures(model, image_input)
+    items = _Items(model, image_input)
 
     def outputs(inputs: dict[str, tf.Tensor], vector: tf.Tensor) -> dict[str, tf.Tensor]:
         predictions = _outputs(model, transform, inputs, vector)
@@ -124,13 +136,13 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
         **field_specs(schema),
         **vector_specs(schema),
         **_specs(schema, schema.image_fields()),
-        **pictures.item_spec,
+        **items.item_spec,
     }
-    functions = {
-        DEFAULT: (lambda **inputs: outputs(inputs, pictures.of_pixels(inputs)), {**specs, **pictures.pixel_spec}),
-        ENCODED: (lambda **inputs: outputs(inputs, pictures.of_contents(inputs)), {**specs, **pictures.content_spec}),
+    functions: Functions = {
+        DEFAULT: (lambda **inputs: outputs(inputs, items.of_pixels(inputs)), {**specs, **items.pixel_spec}),
+        ENCODED: (lambda **inputs: outputs(inputs, items.of_contents(inputs)), {**specs, **items.content_spec}),
     }
-    return _part(model, ("image/", *_REC_WEIGHTS), functions, transform, pictures.transform)
+    return _part(model, ("image/", *_REC_WEIGHTS), functions, transform, items.transform)
 
 
 def field_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
@@ -228,7 +240,7 @@ def _outputs(
     field_inputs = {name: inputs[name] for name in schema.input_fields()} | constant_fields(schema)
     fields, num_samples = broadcast_fields(schema, field_inputs, tf.reduce_max(sizes))
     features = {**transform(fields), **_vectors(schema, inputs, num_samples)}
-    vector = tf.broadcast_to(vector, [num_samples, model.image_width])
+    vector = tf.broadcast_to(vector, [num_samples, model.item_width])
     logits, _ = model.rec(features, vector, training=False)
     outputs: dict[str, tf.Tensor] = {}
     for task in model.schema.tasks:
@@ -236,47 +248,80 @@ def _outputs(
     return outputs
 
 
-class _Pictures:
+class _Items:
     """Computes vectors of items `[K, D]` from inputs of the image model."""
 
     def __init__(self, model: MultimodalModel, image_input: str) -> None:
         self._model, self._schema, self._input = model, model.schema, image_input
-        category = model.schema.category
-        self.transform = FeatureTransform([category] if category else [])
-        image = model.schema.image
+        schema = model.schema
+        self.transform = FeatureTransform([f for f in (schema.category, schema.text) if f is not None])
+        image = schema.image
         shape = [None, image.height, image.width, image.channels]
-        self.pixel_spec = {image_input: tf.TensorSpec(shape, tf.float32)}
-        self.content_spec = {image_input: tf.TensorSpec([None], tf.string)}
-        takes_several = bool(model.schema.image_separator)
-        self.item_spec = {PICTURE_ITEM: tf.TensorSpec([None], tf.int64)} if takes_several else {}
+        self.pixel_spec = {image_input: tf.TensorSpec(shape, tf.float32)} if schema.uses_image else {}
+        self.content_spec = {image_input: tf.TensorSpec([None], tf.string)} if schema.uses_image else {}
+        self.item_spec = {PICTURE_ITEM: tf.TensorSpec([None], tf.int64)} if schema.has_picture_item else {}
 
     def of_pixels(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Return the vectors for pixels float32 `[N, H, W, C]`, 0-255, and the other inputs."""
-        return item_vectors(self._model, inputs[self._input], self._category(inputs), inputs.get(PICTURE_ITEM))
+        category, texts = self._side(inputs)
+        images = None
+        if self._schema.uses_image:
+            item = inputs.get(PICTURE_ITEM)
+            num_items = (
+                None if item is None or texts is None else tf.maximum(_num_items(item), tf.size(texts, tf.int64))
+            )
+            may_be_empty = num_items is not None
+            images = image_vectors(self._model, inputs[self._input], category, item, num_items, may_be_empty)
+        return item_vectors(self._model, images, texts)
 
     def of_contents(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Return the vectors for contents of picture files, string `[N]`, and the other inputs."""
+        if not self._schema.has_no_image_vector or not self._schema.uses_image:
+            if self._schema.uses_image:
+                inputs = {**inputs, self._input: decode_pictures(inputs[self._input], self._schema.image)}
+            return self.of_pixels(inputs)
         contents, item = inputs[self._input], inputs.get(PICTURE_ITEM)
-        if not self._schema.has_no_image_vector:
-            pixels = decode_pictures(contents, self._schema.image)
-            return item_vectors(self._model, pixels, self._category(inputs), item)
+        category, texts = self._side(inputs)
         num_items = tf.size(contents, tf.int64) if item is None else _num_items(item)
+        if texts is not None:
+            num_items = tf.maximum(num_items, tf.size(texts, tf.int64))
         item = tf.range(num_items) if item is None else item
         is_picture = tf.not_equal(contents, "")
         pixels = decode_pictures(tf.boolean_mask(contents, is_picture), self._schema.image)
         item = tf.boolean_mask(item, is_picture)
-        return item_vectors(self._model, pixels, self._category(inputs), item, num_items, may_be_empty=True)
+        images = image_vectors(self._model, pixels, category, item, num_items, may_be_empty=True)
+        return item_vectors(self._model, images, texts)
 
-    def _category(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor | None:
-        """Return the ids of the items' categories, int64 `[K]` or `[1]`; None if the tower uses no category."""
-        if self._schema.category is None:
-            return None
+    def tokens(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Return the tokens of the texts of items, int32 `[K, ...]`."""
+        if self._schema.text is None or self._model.parts.text is None:
+            raise ValueError("items have no text")
+        fields, _ = broadcast_fields(self._schema, inputs, tf.constant(1))
+        return self._model.parts.text.tokens(
+            self._schema.text.values(fields, self.transform.back_end)[self._schema.text.name]
+        )
+
+    def _side(self, inputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """Return ids of categories, int64 `[K]` or `[1]`, and texts, string `[K]` or `[1]`, each None without such."""
+        if not self._schema.image_fields():
+            return None, None
         field_inputs = {name: inputs[name] for name in self._schema.image_fields()}
         fields, _ = broadcast_fields(self._schema, field_inputs, tf.constant(1))
-        return self.transform(fields)[self._schema.category.name]
+        values = self.transform(fields)
+        category, text = self._schema.category, self._schema.text
+        return values[category.name] if category else None, values[text.name] if text else None
 
 
-def item_vectors(
+def item_vectors(model: MultimodalModel, images: tf.Tensor | None, texts: tf.Tensor | None) -> tf.Tensor:
+    """Return the vectors of items, float32 `[K, I]`, given their image vectors and texts; either may be one for all."""
+    if images is not None and texts is not None:
+        num_items = tf.maximum(tf.shape(images)[0], tf.size(texts))
+        images = tf.broadcast_to(images, [num_items, model.image_width])
+        texts = tf.broadcast_to(texts, [num_items])
+    return model.parts.of_items(images, texts)
+
+
+def image_vectors(
     model: MultimodalModel,
     pixels: tf.Tensor,
     category: tf.Tensor | None,
@@ -284,7 +329,7 @@ def item_vectors(
     num_items: tf.Tensor | None = None,
     may_be_empty: bool = False,
 ) -> tf.Tensor:
-    """Return the vectors of the items of some pictures, float32 `[K, D]`.
+    """Return the image vectors of the items of some pictures, float32 `[K, D]`.
 
     Args:
       model: the trained network.
@@ -317,7 +362,7 @@ def _num_items(item: tf.Tensor) -> tf.Tensor:
 def _part(
     model: MultimodalModel,
     prefixes: tuple[str, ...],
-    functions: dict[str, tuple[Callable[..., dict[str, tf.Tensor]], dict[str, tf.TensorSpec]]],
+    functions: Functions,
     *transforms: FeatureTransform,
 ) -> Part:
     """Return a part whose module has the variables with these prefixes and the vocabularies of the transforms."""

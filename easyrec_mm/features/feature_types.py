@@ -15,10 +15,12 @@ from easyrec_mm.features.numbers import Numbers
 from easyrec_mm.features.raw_feature import RawFeature
 from easyrec_mm.features.sequence_feature import SequenceFeature
 from easyrec_mm.features.tag_feature import TagFeature
+from easyrec_mm.features.text_feature import TextFeature
 from easyrec_mm.features.vector_feature import VectorFeature
 
 _TYPES: tuple[type[Feature], ...] = (
     IdFeature, RawFeature, TagFeature, ComboFeature, LookupFeature, SequenceFeature, ExprFeature, VectorFeature,
+    TextFeature,
 )  # fmt: skip
 # Name in the config language -> type.
 FEATURE_TYPES = {feature_type.__name__: feature_type for feature_type in _TYPES}

@@ -1,7 +1,8 @@
-"""The network of a config: the image tower and the rec network together, and the loss of a batch.
+"""The network of a config: the towers of items and the rec network together, and the loss of a batch.
 
-The parts share their weights: the total model is rec(features, image(pixels of each sample's picture)). Shapes:
-P distinct pictures, E of them to encode, U distinct images, S samples, D width of the image vector.
+The parts share their weights: the total model is rec(features, item(picture and text of each sample's item)). Shapes:
+P distinct pictures, E of them to encode, U distinct images (items), S samples, D width of the image vector, I width of
+the item vector: of the image vector, the text vector or both.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import tensorflow as tf
 
 from easyrec_mm.config.network import REGULARIZATION_LOSSES
 from easyrec_mm.config.training import divided_tables
-from easyrec_mm.data.batch import Batch, Images
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.batch import IMAGE, TEXT, Batch
+from easyrec_mm.data.vector_bank import NO_BANKS, Banks, VectorBank
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.distribution.shared_pictures import encoded
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.table_rows import tables_of
 from easyrec_mm.network.image import ImageLosses, image_tower, item_image
+from easyrec_mm.network.item import ItemParts, from_bank
 from easyrec_mm.network.layers.batch_norm import BatchNorm, synchronize
 from easyrec_mm.network.layers.dnn import RunningNorm
 from easyrec_mm.network.layers.image_tower import ImageTower
@@ -49,8 +51,8 @@ class MultimodalModel:
         output layers and losses are float32 in each of them.
       replicas: the replicas that are trained together; by default this process alone.
 
-    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures;
-    `img_model` holds the settings of both.
+    `image_width` is D, or 0 without pictures; `item` makes the image vector of an item from the vectors of its
+    pictures; `img_model` holds the settings of both. `parts` makes the item vector of the image vector and the text.
 
     Raises:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
@@ -67,6 +69,7 @@ class MultimodalModel:
         self.img_model = network.img_model
         self.image = image_tower(config, schema, dtype, self.replicas.num) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
+        self.parts = ItemParts(network, self.image_width, schema.text is not None, dtype, self._seed)
         divided = divided_tables(config.train_config, schema, self.replicas.num)
         self.rec = RecModel(config.model_config, schema, dtype, self.replicas, divided)
         self.item: ItemImage | None = None
@@ -77,7 +80,7 @@ class MultimodalModel:
         self._towers = list(network.task_towers)
         self._shares_pictures = config.train_config.share_pictures and self.replicas.num > 1
         self._prediction_functions: dict[tuple[str, str], Callable[[Batch], dict[str, tf.Tensor]]] = {}
-        self._prediction_banks: dict[str, PictureBank] = {}
+        self._prediction_banks: dict[str, VectorBank] = {}
         with self.replicas.scope("build"):
             self._build()
         self._image_losses = ImageLosses(
@@ -88,31 +91,38 @@ class MultimodalModel:
             synchronize([self.rec, *([self.image] if self.image is not None else [])], self.replicas, kinds)
         # Names of the variables that are trained if nothing is frozen.
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
+        self.parts.freeze()
         self._trained_part = "ALL"  # of the image tower, see `train_part`
 
-    def logits(
-        self, batch: Batch, training: bool = False, bank: PictureBank | None = None
-    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Return what RecModel.call returns; the tower encodes each distinct picture once, for all its samples."""
-        return self._logits(batch, self.image_vectors(batch, training, bank), training)
+    @property
+    def item_width(self) -> int:
+        """Return I, the width of the vector of an item that the rec network takes; 0 if it takes none."""
+        return self.parts.width
 
-    def image_vectors(self, batch: Batch, training: bool = False, bank: PictureBank | None = None) -> tf.Tensor | None:
+    def logits(
+        self, batch: Batch, training: bool = False, banks: Banks = NO_BANKS
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """Return what RecModel.call returns; the towers encode each distinct picture and text once, for all samples."""
+        return self._logits(batch, self.image_vectors(batch, training, banks), training, banks)
+
+    def image_vectors(self, batch: Batch, training: bool = False, banks: Banks = NO_BANKS) -> tf.Tensor | None:
         """Return image vectors float32 `[U, D]`, zeros for images without a picture; None without an image tower.
 
         Args:
           batch: the batch; its pixels are those of the pictures to encode.
           training: whether the backbone, if it is trained, runs in training mode.
-          bank: provides what was computed for the other pictures and stores the new results; see `bank_width`.
+          banks: that of pictures provides what was computed for the other pictures and stores the new results; see
+            `bank_width`.
         """
         if self.image is None or self.item is None:
             return None
-        vectors = self._picture_vectors(self.image, batch, training, bank)
+        vectors = self._picture_vectors(self.image, batch, training, banks.get(IMAGE))
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
             return vectors
         of_links = tf.gather(vectors, batch.images.link_picture)  # [L, D]
         return self.item.pooled(of_links, batch.images.link_image, tf.size(batch.images.has_picture))
 
-    def _picture_vectors(self, tower: ImageTower, batch: Batch, training: bool, bank: PictureBank | None) -> tf.Tensor:
+    def _picture_vectors(self, tower: ImageTower, batch: Batch, training: bool, bank: VectorBank | None) -> tf.Tensor:
         """Return the vectors of the distinct pictures, float32 `[P, D]`."""
         images = batch.images
         category = tf.gather(images.category, images.encoded) if bank else images.category
@@ -134,10 +144,10 @@ class MultimodalModel:
         vectors = each(encode, batch.pixels, category, keys)  # [E, D]
         return vectors if bank is None else from_bank(vectors, images, bank)
 
-    def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
+    def losses(self, batch: Batch, training: bool = True, banks: Banks = NO_BANKS) -> dict[str, tf.Tensor]:
         """Return scalars of towers, image vectors and regularisation, whose sum over all replicas is the loss."""
-        image_vectors = self.image_vectors(batch, training, bank)
-        logits, embedding_penalty = self._logits(batch, image_vectors, training)
+        image_vectors = self.image_vectors(batch, training, banks)
+        logits, embedding_penalty = self._logits(batch, image_vectors, training, banks)
         losses = tower_losses(self._towers, self.schema.tasks, logits, batch.labels, batch.sample_weight, self.replicas)
         if image_vectors is not None:
             losses |= self._image_losses(image_vectors, batch.images, training)
@@ -148,10 +158,10 @@ class MultimodalModel:
             losses[L2_REGULARIZATION] = tf.add_n(kernels) / self.replicas.num
         return losses
 
-    def predict(self, batch: Batch, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
+    def predict(self, batch: Batch, banks: Banks = NO_BANKS) -> dict[str, tf.Tensor]:
         """Return the outputs of every task by name: logits_*, probs_*, y_*."""
         with self.replicas.scope("predict"):
-            logits, _ = self.logits(batch, training=False, bank=bank)
+            logits, _ = self.logits(batch, training=False, banks=banks)
         tasks = self.schema.tasks
         return {name: value for task in tasks for name, value in task_outputs(task, logits[task.name]).items()}
 
@@ -165,23 +175,29 @@ class MultimodalModel:
             raise ValueError("the model has no pictures")
         return self.image, self.item
 
-    def prediction_bank(self) -> PictureBank | None:
-        """Return the bank that keeps predictions from encoding a picture twice; None for a model without pictures.
+    def prediction_banks(self) -> Banks:
+        """Return the banks that keep predictions from encoding a picture, or a text by a frozen encoder, twice.
 
-        The bank is empty unless the backbone is frozen: then it keeps the results of earlier predictions.
+        That of pictures is empty unless the backbone is frozen: then it keeps the results of earlier predictions.
         """
-        if self.image is None:
-            return None
-        is_frozen = self._trained_part in ("HEAD", "NONE")
-        bank = self._prediction_banks.setdefault(self._trained_part, PictureBank(self.bank_width(self._trained_part)))
-        bank.forget(everything=not is_frozen)
-        return bank
+        banks: dict[str, VectorBank] = {}
+        if self.image is not None:
+            part = self._trained_part
+            banks[IMAGE] = self._prediction_banks.setdefault(part, VectorBank(self.bank_width(part)))
+            banks[IMAGE].forget(everything=part not in ("HEAD", "NONE"))
+        of_texts = self._prediction_banks.get(TEXT) or self.parts.bank()
+        if of_texts is not None:
+            banks[TEXT] = self._prediction_banks[TEXT] = of_texts
+            of_texts.forget(everything=False)
+        return banks
 
     def prediction_function(self, spec: Batch) -> Callable[[Batch], dict[str, tf.Tensor]]:
-        """Return `predict` with the bank of `prediction_bank`, compiled once for batches of these shapes."""
+        """Return `predict` with the banks of `prediction_banks`, compiled once for batches of these shapes."""
         key = (str(spec), self._trained_part)
         if key not in self._prediction_functions:
-            function = partial(self.predict, bank=self._prediction_banks.get(self._trained_part))
+            by_kind = {IMAGE: self._trained_part, TEXT: TEXT}
+            banks = {kind: self._prediction_banks[n] for kind, n in by_kind.items() if n in self._prediction_banks}
+            function = partial(self.predict, banks=banks)
             self._prediction_functions[key] = tf.function(function, input_signature=[spec], autograph=False)
         return self._prediction_functions[key]
 
@@ -232,13 +248,17 @@ class MultimodalModel:
         if self.item is not None:
             names |= {id(v): f"image/item/{v.path.removeprefix('item/')}" for v in self.item.variables}
             parts += [self.item, *self._image_losses.layers]
+        names |= self.parts.variable_names()
+        parts += self.parts.layers()
         return {names.get(id(v), v.path): v for part in parts for v in part.variables}
 
     def no_image_vector(self) -> tuple[float, ...]:
-        """Return the trained vector of items without a picture; () if the model has none."""
-        if self.item is None or self.item.no_image is None:
+        """Return the vector of items without a picture and without a text; () if items must have a picture."""
+        if self.item is not None and self.item.nothing is None:
             return ()
-        return tuple(self.item.no_image.numpy().tolist())
+        image = tf.convert_to_tensor(self.item.nothing)[None] if self.item is not None else None
+        texts = tf.constant([""]) if self.schema.text is not None else None
+        return tuple(self.parts.of_items(image, texts)[0].numpy().tolist())
 
     def weights(self) -> dict[str, tf.Variable]:
         """Return named_variables() without the dropout state, as TensorFlow variables."""
@@ -249,20 +269,25 @@ class MultimodalModel:
         tables = {f"embedding/{name}": t.embeddings for name, t in self.rec.feature_embedding.tables.items()}
         if self.image is not None:
             tables |= {f"image/category/{name}": table for name, table in self.image.category_tables().items()}
-        return tables
+        return tables | self.parts.tables()
 
     def _logits(
-        self, batch: Batch, image_vectors: tf.Tensor | None, training: bool
+        self, batch: Batch, image_vectors: tf.Tensor | None, training: bool, banks: Banks
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        vector = None
+        shown = None
         if image_vectors is not None and self.item is not None:
             shown = self.item(image_vectors, batch.images.has_picture, training=training)  # [U, D]
-            vector = tf.gather(shown, batch.sample_image)  # [S, D]
+        items = self.parts.of_batch(shown, batch.contents, training, banks)  # [U, I]
+        vector = None if items is None else tf.gather(items, batch.sample_image)  # [S, I]
         logits: tuple[dict[str, tf.Tensor], tf.Tensor] = self.rec(batch.features, vector, training=training)
         return logits
 
     def _is_trained(self, name: str, variable: keras.Variable) -> bool:
-        if self.image is None or not name.startswith("image/") or name.startswith("image/item/"):
+        if self.parts.is_frozen(name, variable):
+            return False
+        if self.image is None or not name.startswith("image/"):
+            return True
+        if name.startswith(("image/item/", "image/text/", "image/fusion/")):
             return True
         if self.trains_part("NONE"):
             return False
@@ -284,6 +309,8 @@ class MultimodalModel:
             pixels = tf.zeros([1, image.height, image.width, image.channels], tf.uint8)
             vector = self.image(pixels, tf.zeros([1], tf.int64))
             self.item = item_image(self.img_model, self.image_width, self._seed)
+        if self.schema.text is not None:
+            vector = self.parts.of_items(vector, tf.constant(["text"]))
         self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
 
 
@@ -306,15 +333,6 @@ def table_categories(schema: Schema, names: Iterable[str]) -> dict[str, dict[str
         of_images = {category.name: category.categories}
         by_table |= {name: of_images for name in names if name.startswith("image/category/")}
     return {name: by_table[name] for name in names if name in by_table}
-
-
-def from_bank(made: tf.Tensor, images: Images, bank: PictureBank) -> tf.Tensor:
-    """Return the encoded pictures' vectors `[E, W]` with the bank's for the other pictures: float32 `[P, W]`."""
-    made = tf.cast(made, tf.float32)
-    rows = tf.gather(images.bank_row, images.encoded)
-    bank.vectors.scatter_update(tf.IndexedSlices(tf.stop_gradient(made), rows))
-    bank_vectors = tf.stop_gradient(tf.gather(bank.vectors, images.bank_row))
-    return tf.tensor_scatter_nd_update(bank_vectors, images.encoded[:, None], made)
 
 
 def _value_of_a_sample(feature: Feature) -> tf.Tensor | tf.RaggedTensor:

@@ -58,7 +58,7 @@ class RecModel(Composite):
         self._image_joins_first = network.image_fusion == E2E_MM_DBMTL.BEFORE_BOTTOM
         self._interaction = None
         if network.HasField("dot_interaction"):
-            num_features = len(schema.joined_widths()) + (schema.uses_image and self._image_joins_first)
+            num_features = len(schema.joined_widths()) + (schema.has_item_vector and self._image_joins_first)
             config = network.dot_interaction
             self._interaction = DotInteraction(num_features, config.dim, config.scale, l2, "dot_interaction", dtype)
         self._bottom = build_dnn(network, "bottom_dnn", "bottom_dnn", l2, dtype)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import keras
 import tensorflow as tf
 
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.vector_bank import VectorBank
 from easyrec_mm.training.row_gradients import Gradient
 
 
@@ -49,7 +49,7 @@ class ForwardState:
             self._variables[name].assign(value)
 
 
-def forget_useless(bank: PictureBank, rows: tf.Tensor) -> None:
+def forget_useless(bank: VectorBank, rows: tf.Tensor) -> None:
     """Overwrite, among these rows of a bank, those with a number that is not finite by zeros."""
     vectors = tf.gather(bank.vectors, rows)
     is_finite = tf.reduce_all(tf.math.is_finite(vectors), axis=1, keepdims=True)

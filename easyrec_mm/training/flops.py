@@ -16,8 +16,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from easyrec_mm.data.batch import Batch
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.batch import IMAGE, Batch, Contents
+from easyrec_mm.data.vector_bank import Banks
 from easyrec_mm.network.model import MultimodalModel
 
 # The first of the primes that stand for the sizes of a batch.
@@ -32,14 +32,12 @@ class StepFlops:
     Args:
       model: the model, whose trained part has been chosen.
       trained: the variables that are trained.
-      bank: picture bank of the steps.
+      banks: banks of the steps.
       batch: any batch of the training, for the names and dtypes of its tensors.
     """
 
-    def __init__(
-        self, model: MultimodalModel, trained: Sequence[tf.Variable], bank: PictureBank | None, batch: Batch
-    ) -> None:
-        self._has_bank = bank is not None
+    def __init__(self, model: MultimodalModel, trained: Sequence[tf.Variable], banks: Banks, batch: Batch) -> None:
+        self._has_bank = IMAGE in banks
         self._has_links = bool(model.schema.image_separator) or model.schema.has_no_image_vector
         # List -> the first one with the same lengths: those of a sequence always have them in common.
         self._first_list = _first_equal(batch)
@@ -48,7 +46,7 @@ class StepFlops:
 
         def forward(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
             with model.replicas.scope("floating point operations"):
-                return model.losses(pack(tensors), training=False, bank=bank)
+                return model.losses(pack(tensors), training=False, banks=banks)
 
         graph = tf.function(forward, autograph=False).get_concrete_function(*specs).graph
         handles = {id(variable.handle) for variable in trained}
@@ -73,15 +71,18 @@ class StepFlops:
         )
 
     def _sized(self, batch: Batch) -> list[tf.Tensor]:
-        """Return tensors of the sizes that may differ: S, U, P, E, L, and the number of values of each list."""
+        """Return tensors of the sizes that may differ: S, U, P, E, L; E and C of contents; values of each list."""
         images = batch.images
         named = [batch.sample_image, images.has_picture, images.category, images.encoded, images.link_picture]
         lists = [batch.features[name].values for name in dict.fromkeys(self._first_list.values())]
-        return [*named, *lists]
+        contents = [tensor for of_kind in batch.contents.values() for tensor in (of_kind.encoded, of_kind.key)]
+        return [*named, *contents, *lists]
 
     def _specs(self, batch: Batch, primes: list[int]) -> tuple[list[tf.TensorSpec], Callable[..., Batch]]:
         """Return specs of the tensors of a batch with these sizes, and what makes a batch of such tensors."""
-        samples, images, pictures, encoded, links, *lists = primes
+        samples, images, pictures, encoded, links, *others = primes
+        sizes_of_contents = {kind: (others[2 * i], others[2 * i + 1]) for i, kind in enumerate(batch.contents)}
+        lists = others[2 * len(batch.contents) :]
         # Sizes that are always equal have one prime: shapes would not fit otherwise.
         if not self._has_links:
             images = links = pictures
@@ -107,6 +108,17 @@ class StepFlops:
             )
             return lambda tensors: tf.RaggedTensor.from_row_splits(values(tensors), splits(tensors), validate=False)
 
+        def of_kind(kind: str, contents: Contents) -> Contents:
+            encoded, distinct = sizes_of_contents[kind]
+            return Contents(
+                values=placed(encoded)(contents.values),
+                encoded=placed(encoded)(contents.encoded),
+                key=placed(distinct)(contents.key),
+                bank_row=placed(distinct)(contents.bank_row),
+                of_image=placed(images)(contents.of_image),
+                is_there=placed(distinct)(contents.is_there),
+            )
+
         makers = Batch(
             features={name: feature(name, value) for name, value in batch.features.items()},
             labels={name: placed(samples)(label) for name, label in batch.labels.items()},
@@ -125,6 +137,7 @@ class StepFlops:
                 features={name: placed(images)(value) for name, value in batch.images.features.items()},
                 labels={name: placed(images)(value) for name, value in batch.images.labels.items()},
             ),
+            contents={kind: of_kind(kind, contents) for kind, contents in batch.contents.items()},
         )
         return specs, lambda tensors: tf.nest.map_structure(lambda make: make(tensors), makers)
 

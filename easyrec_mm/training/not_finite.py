@@ -8,7 +8,7 @@ from io import BytesIO
 import tensorflow as tf
 
 from easyrec_mm.data.batch import InputBatch
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.vector_bank import Banks
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
@@ -77,9 +77,9 @@ class NotFinite:
         self.skipped.num += 1
         self.skipped.in_a_row += 1
         numbers = {name: float(value) for name, value in values.items()}
-        number, bank = int(steps.number), steps.bank(item.step)
+        number, banks = int(steps.number), steps.banks(item.step)
         loss_scale = 1.0 if steps.loss_scale is None else float(steps.loss_scale.value)
-        again = self._written(number, numbers, item, bank, loss_scale)
+        again = self._written(number, numbers, item, banks, loss_scale)
         problem = f"{_problem(numbers)} at step {number}"
         if self._config.train_config.nan_policy == NanPolicy.STOP:
             advice = "lower the learning rate, set gradient_clipping_by_norm, or skip such batches with "
@@ -106,7 +106,7 @@ class NotFinite:
         number: int,
         values: dict[str, float],
         item: InputBatch,
-        bank: PictureBank | None,
+        banks: Banks,
         loss_scale: float,
     ) -> str:
         """Write the step, unless many were written; return how to run it again, or why that is not possible."""
@@ -114,7 +114,7 @@ class NotFinite:
             return "run an earlier one again with 'easyrec-mm replay'"
         self._num_written += 1
         problem = ""
-        own = WorkerPart.of(item, self._files, self._model, bank)
+        own = WorkerPart.of(item, self._files, self._model, banks)
         contents = self._replicas.contents(own.content()) if self._replicas.num > 1 else [b""]
         parts = [WorkerPart.read(BytesIO(content)) for content in contents] if self._replicas.num > 1 else [own]
         weights, rows = weights_of(self._model, parts)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from easyrec_mm.data.batch import Batch
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.batch import IMAGE, TEXT, Batch
+from easyrec_mm.data.vector_bank import Banks, VectorBank
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.image_pb2 import ImgModel
@@ -29,21 +29,21 @@ class Phase(NamedTuple):
     first_step   number of steps that are done before the phase begins
     trainable    a value of img_model.trainable
     trained      the trained variables by name
-    bank         vectors of the pictures that the phase need not encode again; None without a bank
-    keeps_bank   whether checkpoints contain the bank; the bank of a frozen tower is computed again instead
+    banks        vectors of the pictures and texts that the phase need not encode again
+    kept_banks   those of them that checkpoints contain; the bank of a frozen tower is computed again instead
     gradients    stacks the gradients of the trained variables
     """
 
     first_step: int
     trainable: str
     trained: dict[str, keras.Variable]
-    bank: PictureBank | None
-    keeps_bank: bool
+    banks: Banks
+    kept_banks: Banks
     gradients: StackedGradients
 
     def num_pictures(self, batch: Batch) -> tf.Tensor:
         """Return how many pictures of a batch the normalisation in the trained part of the image tower sees."""
-        if self.bank is not None and self.trainable == "HEAD":
+        if IMAGE in self.banks and self.trainable == "HEAD":
             return tf.size(batch.images.category)  # also those of which the bank has the features
         return tf.shape(batch.pixels)[0]
 
@@ -63,17 +63,21 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
     if uses_image and settings.encode_ratio < 1:
         # One bank for all phases, because a checkpoint has room for one bank.
         width, seed = model.bank_width("ALL"), config.data_config.seed
-        shared_bank = PictureBank(width, settings.encode_ratio, settings.max_staleness_steps, seed)
+        shared_bank = VectorBank(width, settings.encode_ratio, settings.max_staleness_steps, seed)
+    text_bank = model.parts.bank()
+    of_text = {} if text_bank is None else {TEXT: text_bank}
     phases = []
     for first_step, kind in kinds:
         model.train_part(kind)
         bank = shared_bank
         if kind in ("HEAD", "NONE"):
             has_bank = uses_image and not (kind == "HEAD" and settings.HasField("augmentation"))
-            bank = PictureBank(model.bank_width(kind)) if has_bank else None
+            bank = VectorBank(model.bank_width(kind)) if has_bank else None
+        of_pictures = {} if bank is None else {IMAGE: bank}
+        kept = of_pictures if bank is shared_bank else {}
         trained = _trained_variables(model, config.train_config.freeze_gradient)
         gradients = StackedGradients(trained, model.rec.variables_together())
-        phases.append(Phase(first_step, kind, trained, bank, bank is not None and bank is shared_bank, gradients))
+        phases.append(Phase(first_step, kind, trained, of_pictures | of_text, kept, gradients))
     model.train_part(kinds[0][1])
     return phases
 

@@ -109,14 +109,14 @@ def run_part(
     named = model.named_variables()
     for name, value in part.random_states.items():
         named[name].assign(value)
-    if phase.bank is not None and part.bank is not None:
-        phase.bank.vectors.assign(part.bank)
+    for name, bank in phase.banks.items():
+        bank.vectors.assign(part.banks[name])
     trace = TensorTrace(_tensors(part), model.weights())
     variables = {name: v.value for name, v in phase.trained.items()}
     with trace.following():
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(variables.values()))
-            losses = model.losses(part.batch, training=True, bank=phase.bank)
+            losses = model.losses(part.batch, training=True, banks=phase.banks)
             loss = tf.add_n(list(losses.values())) * step.loss_scale
         trace.part = BACKWARD
         gradients = tape.gradient(loss, list(variables.values()))

@@ -25,8 +25,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.config.pipeline import write_config
-from easyrec_mm.data.batch import Batch, Images, InputBatch
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.batch import IMAGE, Batch, Contents, Images, InputBatch
+from easyrec_mm.data.vector_bank import Banks
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.distribution.shards import shard_of
 from easyrec_mm.errors import CheckpointError, UserError
@@ -49,13 +49,13 @@ _IMAGE_TENSORS = ("encoded", "category", "picture_key", "bank_row", "link_pictur
 class WorkerPart:
     """What one worker read for a step.
 
-    batch          its batch; rows of the picture bank are numbered from 0 in the order of its pictures
+    batch          its batch; rows of banks are numbered from 0 in the order of its pictures and contents
     file           string [G]: file of each group
     row            int64 [G], from 1
     size           int64 [G]: number of samples
     picture_path   string [P]
     random_states  values of the states of random numbers, by name
-    bank           float32 [P, W]: vectors of the pictures in the picture bank; None without a bank
+    banks          name of a bank -> float32 [P, W], the vectors in it of the batch's pictures, or of other contents
     """
 
     batch: Batch
@@ -64,19 +64,24 @@ class WorkerPart:
     size: NDArray[np.int64]
     picture_path: NDArray[np.str_]
     random_states: Arrays
-    bank: NDArray[np.float32] | None
+    banks: Arrays
 
     @classmethod
-    def of(cls, item: InputBatch, files: list[str], model: MultimodalModel, bank: PictureBank | None) -> WorkerPart:
+    def of(cls, item: InputBatch, files: list[str], model: MultimodalModel, banks: Banks) -> WorkerPart:
         """Return the part of this worker."""
-        images = item.batch.images
-        vectors = None
-        if bank is not None:
-            vectors = tf.gather(bank.vectors, images.bank_row).numpy()
-            images = images._replace(bank_row=tf.range(tf.size(images.bank_row)))
+        batch = item.batch
+        of_banks = batch.of_banks()
+        vectors = {name: tf.gather(bank.vectors, of_banks[name].bank_row).numpy() for name, bank in banks.items()}
+        for name in banks:
+            rows = tf.range(tf.size(of_banks[name].bank_row))
+            if name == IMAGE:
+                batch = batch._replace(images=batch.images._replace(bank_row=rows))
+            else:
+                of_kind = batch.contents[name]._replace(bank_row=rows)
+                batch = batch._replace(contents={**batch.contents, name: of_kind})
         origin = item.origin.numpy()
         return cls(
-            item.batch._replace(images=images),
+            batch,
             np.array([hide_secrets(files[i]) for i in origin[0]], np.str_),
             origin[1],
             origin[2],
@@ -89,8 +94,7 @@ class WorkerPart:
         """Return the part as an npz file."""
         arrays = _arrays(self.batch) | {f"random_states/{name}": value for name, value in self.random_states.items()}
         arrays |= {f"origin/{name}": getattr(self, name) for name in ("file", "row", "size", "picture_path")}
-        if self.bank is not None:
-            arrays["bank"] = self.bank
+        arrays |= {f"bank/{name}": vectors for name, vectors in self.banks.items()}
         stream = io.BytesIO()
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # NumPy's stubs take the names for other arguments
         return stream.getvalue()
@@ -102,7 +106,7 @@ class WorkerPart:
             arrays = dict(file)
         own: Any = _named(arrays, "origin")
         random_states = _named(arrays, "random_states")
-        return cls(batch=_batch(arrays), **own, random_states=random_states, bank=arrays.get("bank"))
+        return cls(batch=_batch(arrays), **own, random_states=random_states, banks=_named(arrays, "bank"))
 
     def group_of(self, sample: int) -> tuple[int, int]:
         """Return the group of a sample, and the number of the sample within it, from 0."""
@@ -244,6 +248,8 @@ def _arrays(batch: Batch) -> Arrays:
     arrays |= {f"images/{name}": getattr(batch.images, name).numpy() for name in _IMAGE_TENSORS}
     nests = {name: getattr(batch, name) for name in _NESTS}
     nests |= {f"image_{name}": getattr(batch.images, name) for name in _NESTS}
+    for kind, contents in batch.contents.items():
+        arrays |= {f"contents/{kind}/{name}": _storable(value.numpy()) for name, value in contents._asdict().items()}
     for nest, values in nests.items():
         for name, value in values.items():
             if isinstance(value, tf.RaggedTensor):
@@ -253,6 +259,11 @@ def _arrays(batch: Batch) -> Arrays:
             else:
                 arrays[f"{nest}/all/{name}"] = value.numpy()
     return arrays
+
+
+def _storable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that npz can hold without pickling: texts of one length."""
+    return array.astype(np.bytes_) if array.dtype == object else array
 
 
 def _batch(arrays: Mapping[str, NDArray[Any]]) -> Batch:
@@ -270,7 +281,12 @@ def _batch(arrays: Mapping[str, NDArray[Any]]) -> Batch:
     tensors = {name: tf.constant(arrays[name]) for name in _TENSORS}
     of_images = {name: tf.constant(arrays[f"images/{name}"]) for name in _IMAGE_TENSORS}
     images = Images(**of_images, **{name: nest(f"image_{name}") for name in _NESTS})
-    return Batch(**{name: nest(name) for name in _NESTS}, **tensors, images=images)
+    kinds = {name.split("/")[0] for name in _named(arrays, "contents")}
+    contents = {
+        kind: Contents(**{name: tf.constant(value) for name, value in _named(arrays, f"contents/{kind}").items()})
+        for kind in kinds
+    }
+    return Batch(**{name: nest(name) for name in _NESTS}, **tensors, images=images, contents=contents)
 
 
 def _named(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.data.batch import Batch, InputBatch
-from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.vector_bank import Banks
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.distribution.shards import whole_shape
 from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
@@ -117,9 +117,9 @@ class TrainSteps:
         """Return the number of the phase of the step that follows `step` steps."""
         return max(i for i, phase in enumerate(self.phases) if phase.first_step <= step)
 
-    def bank(self, step: int) -> PictureBank | None:
-        """Return the picture bank of the step that follows `step` steps."""
-        return self.phases[self.phase(step)].bank
+    def banks(self, step: int) -> Banks:
+        """Return the banks of the step that follows `step` steps."""
+        return self.phases[self.phase(step)].banks
 
     def enter_phase(self, step: int) -> bool:
         """Enter the phase of the step that follows `step` steps; return whether this changed the trained variables."""
@@ -141,15 +141,16 @@ class TrainSteps:
         """
         number = self.phase(item.step)
         phase = self.phases[number]
-        if phase.bank is not None:
-            phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
+        contents = item.batch.of_banks()
+        for name, bank in phase.banks.items():
+            bank.before_step(contents[name].bank_row, contents[name].encoded, item.step)
         losses: dict[str, tf.Tensor]
         losses, self.changed, gradients = self._of_phases[number](item.batch)
         self.was_finite = bool(losses.pop(_IS_FINITE))
         if self.was_finite and number in self._own_updates:
             self._own_updates[number]()(gradients)
-        if not self.was_finite and phase.bank is not None:
-            phase.bank.encode_again(item.batch.images.bank_row, item.batch.images.encoded)
+        for name, bank in phase.banks.items() if not self.was_finite else ():
+            bank.encode_again(contents[name].bank_row, contents[name].encoded)
         return losses
 
     def graphs(self, step: int) -> list[tf.Graph]:
@@ -187,15 +188,15 @@ class TrainSteps:
         """Return the state of the picture banks that a checkpoint contains, by name."""
         state: dict[str, tf.Tensor] = {}
         for phase in self.phases:
-            if phase.bank is not None and phase.keeps_bank:
-                state |= phase.bank.state()
+            for bank in phase.kept_banks.values():
+                state |= bank.state()
         return state
 
     def restore_banks(self, path: str) -> None:
         """Restore the state of the picture banks from a checkpoint."""
         for phase in self.phases:
-            if phase.bank is not None and phase.keeps_bank:
-                phase.bank.restore(path)
+            for bank in phase.kept_banks.values():
+                bank.restore(path)
 
     def _has_own_update(self, phase: Phase) -> bool:
         """Return whether the update is a function of its own, see Updates.function."""
@@ -212,7 +213,7 @@ class TrainSteps:
         state = ForwardState(self._named, self._model.all_trainable())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            losses = self._model.losses(batch, training=True, bank=phase.bank)
+            losses = self._model.losses(batch, training=True, banks=phase.banks)
             loss = tf.add_n(list(losses.values()))
             scaled = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
         gradients = phase.gradients.stacked(sum_duplicate_rows(tape.gradient(scaled, variables)))
@@ -275,8 +276,9 @@ class TrainSteps:
             state.restore()
             if self.average is not None:
                 self.average.skip_step()
-            if phase.bank is not None:
-                forget_useless(phase.bank, tf.gather(batch.images.bank_row, batch.images.encoded))
+            contents = batch.of_banks()
+            for name, bank in phase.banks.items():
+                forget_useless(bank, tf.gather(contents[name].bank_row, contents[name].encoded))
 
         if "gradient_norm" in values:
             # Clipping by a norm that is not finite would make all gradients NaN.

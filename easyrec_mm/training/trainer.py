@@ -219,12 +219,12 @@ class Trainer:
     def _count_flops(self, item: InputBatch) -> StepFlops:
         """Count the operations of the phase of a batch, which was entered."""
         phase = self.steps.phases[self.steps.phase(item.step)]
-        return StepFlops(self.model, [v.value for v in phase.trained.values()], phase.bank, item.batch)
+        return StepFlops(self.model, [v.value for v in phase.trained.values()], phase.banks, item.batch)
 
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
         """Return the batches from the current position of the training; `num_epochs` as for Input.batches."""
         epoch, num_skipped = self.state.position.place
-        return self.input.batches(num_epochs, num_skipped, int(self.steps.number), epoch, self.steps.bank)
+        return self.input.batches(num_epochs, num_skipped, int(self.steps.number), epoch, self.steps.banks)
 
     def _start(self) -> str | None:
         """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights.

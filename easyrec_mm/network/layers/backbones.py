@@ -178,8 +178,8 @@ def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = 
     except ValueError as error:
         small = f"'{preset}' cannot take pictures of {_size(shape)} (width x height x channels)"
         raise BackboneError("preset", f"{small}; enlarge img_shape, or set upscale") from error
-    source = _architecture(model)
-    return _finished(_in_dtype(model, dtype), normalisation, shape, feature_layer, source)
+    source = architecture(model)
+    return _finished(in_dtype(model, dtype), normalisation, shape, feature_layer, source)
 
 
 def _size(shape: Sequence[int | None]) -> str:
@@ -187,7 +187,7 @@ def _size(shape: Sequence[int | None]) -> str:
     return f"{width} x {height} x {channels}"
 
 
-def _in_dtype(built: keras.Model, dtype: str) -> keras.Model:
+def in_dtype(built: keras.Model, dtype: str) -> keras.Model:
     """Return a keras-hub backbone that computes in `dtype`, with fast layers: the built one or a copy of it."""
     model = built
     if {layer.dtype_policy.name for layer in built._flatten_layers()} != {dtype}:
@@ -201,7 +201,8 @@ def _in_dtype(built: keras.Model, dtype: str) -> keras.Model:
     return model
 
 
-def _architecture(model: keras.Model) -> str:
+def architecture(model: keras.Model) -> str:
+    """Return a text that determines the architecture of a model, for fingerprints."""
     return json.dumps({"class": type(model).__name__, "config": model.get_config()}, sort_keys=True, default=str)
 
 

@@ -1,4 +1,4 @@
-"""The layer that turns the vectors of pictures into vectors of items.
+"""The layers that turn the vectors of pictures, and of other contents that may be absent, into vectors of items.
 
 Shape legend: U images (an item's one picture, several pictures or none), L their pictures, D width of a vector.
 """
@@ -11,7 +11,40 @@ import tensorflow as tf
 from easyrec_mm.network.layers.dnn import dense
 
 
-class ItemImage(keras.layers.Layer):
+class OrNothing(keras.layers.Layer):
+    """Layer that puts a trained vector in place of the vectors of contents that items do not have.
+
+    Args:
+      name: name of the layer.
+      width: D.
+      vector_name: name of the trained vector; "" for none: vectors then stay as they are.
+      dropout: share of the items that get this vector in a training step, although they have the content.
+      seed: seed of the random choice of these items.
+
+    Attributes:
+      nothing: the trained vector, or None.
+    """
+
+    def __init__(self, name: str, width: int, vector_name: str, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__(name=name, dtype="float32")
+        self._dropout = dropout
+        self.nothing = None
+        if vector_name:
+            self.nothing = self.add_weight(shape=(width,), initializer="zeros", name=vector_name, dtype="float32")
+        self._draws = keras.random.SeedGenerator(seed, name="modality_dropout") if dropout else None
+        self.built = True
+
+    def call(self, vectors: tf.Tensor, is_there: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Return vectors float32 `[U, D]`, replaced by the trained vector where `is_there` (bool `[U]`) is False."""
+        if self.nothing is None:
+            return vectors
+        if training and self._draws is not None:
+            is_kept = keras.random.uniform(tf.shape(is_there), seed=self._draws) >= self._dropout
+            is_there &= is_kept
+        return tf.where(is_there[:, None], vectors, tf.convert_to_tensor(self.nothing))
+
+
+class ItemImage(OrNothing):
     """Layer from the vectors of pictures to the vector of each image, which has one picture, several or none.
 
     Args:
@@ -25,11 +58,8 @@ class ItemImage(keras.layers.Layer):
     def __init__(
         self, width: int, pooling: str = "", has_no_image_vector: bool = False, dropout: float = 0.0, seed: int = 0
     ) -> None:
-        super().__init__(name="item", dtype="float32")
-        self._pooling, self._dropout = pooling, dropout
-        self.no_image = None
-        if has_no_image_vector:
-            self.no_image = self.add_weight(shape=(width,), initializer="zeros", name="no_image", dtype="float32")
+        super().__init__("item", width, "no_image" if has_no_image_vector else "", dropout, seed)
+        self._pooling = pooling
         self._hidden: keras.layers.Layer | None = None
         self._score: keras.layers.Layer | None = None
         if pooling == "ATTENTION":
@@ -37,8 +67,6 @@ class ItemImage(keras.layers.Layer):
             self._score = dense(1, "attention_score", 0.0, dtype="float32")
             self._hidden.build((None, width))
             self._score.build((None, width))
-        self._draws = keras.random.SeedGenerator(seed, name="modality_dropout") if dropout else None
-        self.built = True
 
     def pooled(self, vectors: tf.Tensor, image: tf.Tensor, num_images: tf.Tensor) -> tf.Tensor:
         """Pool the vectors of each image's pictures to one vector.
@@ -66,12 +94,3 @@ class ItemImage(keras.layers.Layer):
         weights = tf.exp(scores - tf.gather(largest, image))
         totals = tf.math.unsorted_segment_sum(weights, image, num_images)
         return tf.math.unsorted_segment_sum(vectors * (weights / tf.gather(totals, image))[:, None], image, num_images)
-
-    def call(self, vectors: tf.Tensor, has_picture: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Return vectors float32 `[U, D]`, replaced by the trained vector where `has_picture` (bool `[U]`) is False."""
-        if self.no_image is None:
-            return vectors
-        if training and self._draws is not None:
-            is_kept = keras.random.uniform(tf.shape(has_picture), seed=self._draws) >= self._dropout
-            has_picture &= is_kept
-        return tf.where(has_picture[:, None], vectors, tf.convert_to_tensor(self.no_image))

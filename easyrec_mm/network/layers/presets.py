@@ -35,7 +35,7 @@ def load_image_model(preset: str) -> keras.Model:
     Raises:
       PresetError: if it cannot be loaded, or takes anything but pictures `[height, width, channels]`.
     """
-    model = _load(preset)
+    model = load_backbone(preset)
     image_part = getattr(model, "vision_encoder", None)
     model = image_part if isinstance(image_part, keras.Model) else model
     if [len(tensor.shape) for tensor in model.inputs] != [4]:
@@ -54,7 +54,7 @@ def normalisation(preset: str) -> Normalisation | None:
 
     folder = Path(preset)
     try:
-        with _quiet():
+        with quiet():
             if folder.is_dir():
                 text = (folder / "image_converter.json").read_text(encoding="utf-8")
                 converter = keras.saving.deserialize_keras_object(json.loads(text))
@@ -64,7 +64,7 @@ def normalisation(preset: str) -> Normalisation | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # keras-hub and Keras raise many types of errors for an unknown file
-        raise PresetError(f"'{preset}': image_converter.json cannot be read: {_first_line(error)}") from error
+        raise PresetError(f"'{preset}': image_converter.json cannot be read: {first_line(error)}") from error
 
 
 def _per_channel(value: float | list[float] | None, neutral: float) -> tuple[float, ...]:
@@ -72,7 +72,8 @@ def _per_channel(value: float | list[float] | None, neutral: float) -> tuple[flo
     return tuple((np.broadcast_to(values, 3) if len(values) == 1 else values).tolist())
 
 
-def _load(preset: str) -> keras.Model:
+def load_backbone(preset: str) -> keras.Model:
+    """Load the backbone of a preset with its weights; arguments and errors as for `load_image_model`."""
     import keras_hub
 
     is_folder = Path(preset).is_dir()
@@ -86,13 +87,13 @@ def _load(preset: str) -> keras.Model:
         )
         raise PresetError(f"'{preset}' is neither a folder nor a preset of keras-hub; {hint}")
     try:
-        with _quiet():
+        with quiet():
             return keras_hub.models.Backbone.from_preset(preset)
     except Exception as error:  # many types of errors, for files that do not fit or without network access
         if is_folder:
             raise PresetError(f"'{preset}' cannot be loaded: {_misfit(Path(preset), error)}") from error
         raise PresetError(
-            f"'{preset}' cannot be fetched: {_first_line(error)}; without network access, give a folder written by "
+            f"'{preset}' cannot be fetched: {first_line(error)}; without network access, give a folder written by "
             "save_to_preset"
         ) from error
 
@@ -106,16 +107,16 @@ def _misfit(folder: Path, error: Exception) -> str:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:_MOST_NAMES]) or "nothing"
         return f"{weights.name} is missing (the folder contains {there})"
     try:
-        with _quiet():
+        with quiet():
             model = keras_hub.models.Backbone.from_preset(str(folder), load_weights=False)
         config_shapes, file_shapes = _shapes_as_saved(model), _shapes_in_file(weights)
     except Exception:  # the config is inconsistent, or the weights are not a Keras file
-        return _first_line(error)
+        return first_line(error)
     differing = [
         name for name in sorted({*config_shapes, *file_shapes}) if config_shapes.get(name) != file_shapes.get(name)
     ]
     if not differing:
-        return _first_line(error)
+        return first_line(error)
     lines = [
         f"  {name}: config.json {config_shapes.get(name, 'has none')}, "
         f"{weights.name} {file_shapes.get(name, 'has none')}"
@@ -143,12 +144,13 @@ def _shapes_in_file(path: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the beginning of an error's message."""
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the logger on which keras-hub reports what it cannot find."""
     logger = logging.getLogger("absl")
     level = logger.level

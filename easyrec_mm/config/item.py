@@ -1,0 +1,96 @@
+"""Checks `text_model` and `item_fusion`: how a text becomes a vector, and the vectors of an item one. No TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from easyrec_mm.config.feature_groups import NO_TEXT_GROUP
+from easyrec_mm.config.image import image_vector_width
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.item_pb2 import TextModel
+from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL
+from easyrec_mm.schema import Schema
+from easyrec_mm.weights.catalog import CATALOG, preset_location
+
+TEXT, FUSION = "model_config.e2e_mm_dbmtl.text_model", "model_config.e2e_mm_dbmtl.item_fusion"
+# Settings of encoders from scratch, which a preset does not have.
+_OF_WORDS = (
+    "hash_bucket_size", "embedding_dim", "max_words", "word_ngrams", "min_letters", "max_letters", "transformer",
+)  # fmt: skip
+
+
+def check_text_and_fusion(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -> None:
+    """Add every problem of text_model and item_fusion."""
+    if schema.text is not None:
+        _check_text_model(network.text_model, problems)
+    elif network.HasField("text_model"):
+        problems.add(TEXT, f"has no effect: {NO_TEXT_GROUP}; add one or remove this")
+    fusion = network.item_fusion
+    if network.HasField("item_fusion") and not (schema.text is not None and schema.uses_image):
+        problems.add(FUSION, "has no effect, because items have no picture and text together; remove it")
+        return
+    kind = fusion.WhichOneof("fusion")
+    if network.HasField("item_fusion") and kind is None:
+        names = ", ".join(field.name for field in fusion.DESCRIPTOR.oneofs_by_name["fusion"].fields)
+        problems.add(FUSION, f"does not set a kind; choose one of {names}")
+    if kind == "queries" and fusion.queries.dim % fusion.queries.num_heads:
+        problems.add(
+            f"{FUSION}.queries.num_heads",
+            f"{fusion.queries.num_heads} heads do not divide dim ({fusion.queries.dim}); give a divisor of it",
+        )
+
+
+def item_vector_width(network: E2E_MM_DBMTL, has_image: bool, has_text: bool) -> int:
+    """Return the width of an item vector; 0 if only the built network knows it."""
+    model = network.text_model
+    text = model.dim or (0 if model.preset else model.embedding_dim)
+    if not (has_image and has_text):
+        return image_vector_width(network) if has_image else text
+    kind = network.item_fusion.WhichOneof("fusion") or "concat"
+    if kind == "concat":
+        return image_vector_width(network) + text if text else 0
+    settings = getattr(network.item_fusion, kind)
+    return int(settings.dim * (settings.num_queries if kind == "queries" else 1))
+
+
+def _check_text_model(text: TextModel, problems: Problems) -> None:
+    if text.preset:
+        for name in _OF_WORDS:
+            if text.HasField(name):
+                problems.add(f"{TEXT}.{name}", "has no effect beside preset; remove one of the two")
+        _check_preset(text.preset, problems)
+    elif text.HasField("transformer") and text.embedding_dim % text.transformer.num_heads:
+        problems.add(
+            f"{TEXT}.transformer.num_heads",
+            f"{text.transformer.num_heads} heads do not divide embedding_dim ({text.embedding_dim}); give a divisor",
+        )
+    if text.min_letters and text.max_letters < text.min_letters:
+        problems.add(f"{TEXT}.max_letters", f"{text.max_letters} is below min_letters ({text.min_letters}); raise it")
+    if not text.min_letters and text.HasField("max_letters"):
+        problems.add(f"{TEXT}.max_letters", "has no effect with min_letters: 0; remove it")
+    is_partial = text.trainable == TextModel.LAST_N_STAGES
+    if is_partial != (text.last_n_stages > 0):
+        problems.add(f"{TEXT}.last_n_stages", "works only together with trainable: LAST_N_STAGES; set both or neither")
+    elif is_partial and not text.preset:
+        problems.add(f"{TEXT}.trainable", "LAST_N_STAGES needs preset, whose blocks are the stages; choose ALL")
+    if text.trainable in (TextModel.HEAD, TextModel.NONE) and text.lora_rank:
+        kind = TextModel.Trainable.Name(text.trainable)
+        problems.add(f"{TEXT}.lora_rank", f"has no effect with trainable: {kind}; remove one of the two")
+    if text.trainable == TextModel.HEAD and not text.dim:
+        problems.add(f"{TEXT}.trainable", "HEAD trains the projection, and dim: 0 means none; choose NONE, or set dim")
+
+
+def _check_preset(preset: str, problems: Problems) -> None:
+    folder, place = Path(preset_location(preset)), f"{TEXT}.preset"
+    if folder.is_dir():
+        for name in ("config.json", "tokenizer.json"):
+            if not (folder / name).is_file():
+                there = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+                advice = "give a folder in which save_to_preset has written backbone and tokenizer"
+                problems.add(place, f"'{preset}': {name} is missing (the folder contains {there}); {advice}")
+    elif preset in CATALOG:
+        problems.add(place, f"'{preset}' is not on this machine yet; run: easyrec-mm weights fetch {preset}")
+    elif "/" in preset and "://" not in preset:
+        problems.add(
+            place, f"no folder '{preset}'; give a folder written by save_to_preset, or the name of a keras-hub preset"
+        )

@@ -1,0 +1,173 @@
+"""Encoders of texts: tokens -> features, from scratch or by a preset of keras-hub.
+
+Shape legend: T texts, L tokens of a text, W words of a text, K numbers of a word, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from dataclasses import asdict
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from easyrec_mm.data.batch import has_text
+from easyrec_mm.network.layers.backbone_stages import Stage, stages_of, variable_names
+from easyrec_mm.network.layers.composite import Composite
+from easyrec_mm.network.layers.text_presets import load_text_preset
+from easyrec_mm.network.layers.words import NOTHING, Words
+
+
+class TextEncoder(Composite):
+    """Maps texts to tokens, int32 with -1 in unused places, and these to features `[T, F]`.
+
+    Attributes:
+      num_features: F.
+      token_shape: shape of the tokens of a text; None stands for any number.
+      stages: the parts of the encoder that can be frozen; () if it can only be trained as a whole.
+      source: text that determines the architecture and the tokens, for fingerprints.
+    """
+
+    num_features: int
+    token_shape: tuple[int | None, ...]
+    stages: tuple[Stage, ...] = ()
+    source: str
+
+    @abstractmethod
+    def tokens(self, texts: tf.Tensor) -> tf.Tensor:
+        """Return the tokens of texts, string `[T]` of UTF-8: int32 `[T, *token_shape]`; an empty text has none."""
+
+    @abstractmethod
+    def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Return features `[T, F]` of tokens; T may be 0."""
+
+    def variable_names(self) -> dict[int, str]:
+        """Return id of each variable -> its name within the encoder."""
+        return variable_names(self)
+
+    def table(self) -> keras.Variable | None:
+        """Return the embedding table of words; None for an encoder without one."""
+        return None
+
+    def has_words(self, tokens: tf.Tensor) -> tf.Tensor:
+        """Return whether tokens are those of a text that is not empty: bool `[T]`."""
+        return tf.reduce_any(tf.reshape(tokens, [tf.shape(tokens)[0], -1]) >= 0, 1)
+
+
+class WordEncoder(TextEncoder):
+    """The mean of the rows of words and parts of words, or transformer blocks over the words.
+
+    Args:
+      words: how texts become numbers, the rows of a table.
+      dim: width of the table, F.
+      num_layers: number of transformer blocks; 0 for the mean.
+      num_heads: heads of their attention.
+      dropout: share of their values that are zeroed in training.
+      dtype: Keras dtype policy of the blocks.
+    """
+
+    def __init__(self, words: Words, dim: int, num_layers: int, num_heads: int, dropout: float, dtype: str) -> None:
+        super().__init__(name="words", dtype=dtype)
+        self._words = words
+        self.num_features = dim
+        self.token_shape = (words.max_words, words.num_numbers)
+        self.source = json.dumps({"words": asdict(words), "layers": num_layers, "heads": num_heads}, sort_keys=True)
+        start = keras.initializers.TruncatedNormal(stddev=1.0 / np.sqrt(dim))
+        self._table = self.add_weight(
+            shape=(words.num_rows, dim), initializer=start, dtype="float32", autocast=False, name="table"
+        )
+        self._blocks = [_block(i, dim, num_heads, dropout, dtype) for i in range(num_layers)]
+        self._positions = None
+        if num_layers:
+            self._positions = self.add_weight(
+                shape=(words.max_words, dim), initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                dtype="float32", autocast=False, name="positions",
+            )  # fmt: skip
+
+    def tokens(self, texts: tf.Tensor) -> tf.Tensor:
+        return self._words.numbers(texts)
+
+    def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
+        is_used = tokens >= 0  # [T, W, K]
+        # Only rows that are used are looked up: most places of short texts are not.
+        places = tf.where(is_used)
+        rows = tf.gather(tf.convert_to_tensor(self._table), tf.gather_nd(tokens, places))
+        num_texts, max_words = tf.shape(tokens, tf.int64)[0], self._words.max_words
+        if not self._blocks:
+            return tf.math.unsorted_segment_mean(rows, places[:, 0], num_texts)
+        words = tf.math.unsorted_segment_mean(rows, places[:, 0] * max_words + places[:, 1], num_texts * max_words)
+        words = tf.reshape(words, [-1, max_words, self.num_features])
+        is_word = tf.reduce_any(is_used, 2)
+        x = tf.cast(words + tf.convert_to_tensor(self._positions), self.compute_dtype)
+        for block in self._blocks:
+            x = block(x, padding_mask=is_word, training=training)
+        return _masked_mean(x, is_word)
+
+    def table(self) -> keras.Variable | None:
+        return self._table
+
+
+class PresetEncoder(TextEncoder):
+    """The text backbone of a preset of keras-hub, with its tokenizer.
+
+    Args:
+      preset: a folder that save_to_preset wrote, or a name that keras-hub knows.
+      max_tokens: L, with special tokens.
+      pooling: AVG, MAX or CLS_TOKEN.
+      dtype: Keras dtype policy of the backbone.
+
+    Raises:
+      PresetError: if it cannot be loaded or is not a text backbone with a tokenizer.
+    """
+
+    def __init__(self, preset: str, max_tokens: int, pooling: str, dtype: str) -> None:
+        super().__init__(name="backbone", dtype=dtype)
+        loaded = load_text_preset(preset, max_tokens, dtype)
+        self._tokenize, self._padding, self._inputs = loaded.tokenize, loaded.padding, loaded.inputs
+        self.backbone = loaded.model
+        self.stages = stages_of(loaded.model)
+        self.source = f"{loaded.source} {pooling}"
+        self._pooling = pooling
+        self.token_shape = (max_tokens,)
+        self.num_features = int(loaded.model.output.shape[-1])
+
+    def tokens(self, texts: tf.Tensor) -> tf.Tensor:
+        # An empty text has no tokens, not even the special ones.
+        return tf.where(has_text(texts)[:, None], self._tokenize(texts), NOTHING)
+
+    def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
+        is_used = tokens >= 0  # [T, L]
+        ids = tf.where(is_used, tokens, self._padding)
+        inputs: dict[str, tf.Tensor] = {"token_ids": ids, "padding_mask": is_used, "segment_ids": tf.zeros_like(ids)}
+        x = self.backbone({name: inputs[name] for name in self._inputs}, training=training)
+        if self._pooling == "CLS_TOKEN":
+            return x[:, 0]
+        if self._pooling == "MAX":
+            return tf.reduce_max(tf.where(is_used[..., None], x, x.dtype.min), 1)
+        return _masked_mean(x, is_used)
+
+    def variable_names(self) -> dict[int, str]:
+        return variable_names(self.backbone)
+
+
+def _block(number: int, dim: int, num_heads: int, dropout: float, dtype: str) -> keras.layers.Layer:
+    import keras_hub  # takes half a second, and only some encoders need it
+
+    return keras_hub.layers.TransformerEncoder(
+        4 * dim,
+        num_heads,
+        dropout=dropout,
+        activation="gelu",
+        normalize_first=True,
+        name=f"block_{number}",
+        dtype=dtype,
+    )
+
+
+def _masked_mean(x: tf.Tensor, is_used: tf.Tensor) -> tf.Tensor:
+    """Return the mean over the used tokens of `[T, L, F]`: `[T, F]`, summed in float32."""
+    total = tf.reduce_sum(tf.where(is_used[..., None], tf.cast(x, tf.float32), 0.0), 1)
+    number = tf.maximum(tf.reduce_sum(tf.cast(is_used, tf.float32), 1), 1.0)
+    return tf.cast(total / number[:, None], x.dtype)
