@@ -148,6 +148,7 @@ def random_batch(schema: Schema, sample_image=(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 
             features={f.name: tf.constant(rng.integers(0, f.num_rows, num_images)) for f in schema.image_features},
             labels={name: tf.constant(rng.integers(0, n, num_images), tf.float32) for name, n in schema.image_labels},
         ),
+        {},
     )
 
 

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
-from easyrec_mm.data.vector_bank import VectorBank
+from easyrec_mm.data.batch import IMAGE
+from easyrec_mm.data.vector_bank import NO_BANKS, VectorBank
 from easyrec_mm.distribution.replicas import SENT_BYTES, Replicas
 from easyrec_mm.runs.progress import Counts
 from easyrec_mm.training.facts import RunFacts
@@ -25,9 +26,9 @@ def rec(num_samples, width=FEATURES, of_input=3):
     return 2 * num_samples * (of_input * width * 6 + 3 * 6 * 1)
 
 
-def flops_of(model, batch, trained=None, bank=None):
+def flops_of(model, batch, trained=None, banks=NO_BANKS):
     names = model.trained_variables() if trained is None else trained
-    return StepFlops(model, [v.value for v in names.values()], bank, batch)
+    return StepFlops(model, [v.value for v in names.values()], banks, batch)
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_tower_counts_once_for_each_picture(tower, setting):
 def test_a_frozen_tower_counts_its_encoded_pictures_once(tower):
     model, schema = tower(trainable="NONE")
     bank = VectorBank(model.bank_width("NONE"))
-    flops = flops_of(model, random_batch(schema), bank=bank)
+    flops = flops_of(model, random_batch(schema), banks={IMAGE: bank})
     batch = random_batch(schema)
     encoded = tf.constant([1, 3])
     fewer = batch._replace(pixels=tf.gather(batch.pixels, encoded), images=batch.images._replace(encoded=encoded))

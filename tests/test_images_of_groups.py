@@ -10,7 +10,7 @@ from data_helpers import group_line, schema
 from feature_helpers import id_feature, raw_feature
 
 from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.data.batch import one_picture_each
+from easyrec_mm.data.batch import IMAGE, one_picture_each
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.vector_bank import VectorBank
 from easyrec_mm.data.pictures import PictureLoader, Pictures
@@ -326,7 +326,7 @@ def test_batches_are_numbered_by_the_steps_that_train_them(tmp_path):
     path.write_bytes(b"\n".join([*lines[:2], b"?", b"?", *lines[2:]]))
     reader = input_of(path, image_schema(), batch_size=2, prefetch_size=1)
     asked = []
-    batches = list(reader.batches(first_step=10, bank_of=lambda step: asked.append(step)))
+    batches = list(reader.batches(first_step=10, banks_of=lambda step: asked.append(step) or {}))
     assert [(item.batch.num_samples, item.step) for item in batches] == [(2, 10), (0, 11), (2, 11), (2, 12)]
     assert asked == [10, 11, 11, 12]
     rest = list(reader.batches(num_skipped=4, first_step=11))
@@ -354,7 +354,7 @@ def test_a_frozen_bank_changes_nothing_but_what_is_encoded(tmp_path, loaded, set
     bank = VectorBank(2)
     row_keys, keys = {}, set()
     for item, full, groups in zip(
-        reader.batches(3, bank_of=lambda step: bank), without, chunks(all_groups * 3), strict=True
+        reader.batches(3, banks_of=lambda step: {IMAGE: bank}), without, chunks(all_groups * 3), strict=True
     ):
         images, expected = item.batch.images, full.images
         for name in ("category", "link_picture", "link_image", "has_picture", "features", "labels"):
@@ -382,7 +382,7 @@ def test_a_picture_that_can_be_read_again_is_good_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PictureLoader, "load", load)
     bank = VectorBank(2, encode_ratio=1e-9, max_staleness_steps=2)
-    batches = [item.batch for item in reader.batches(9, bank_of=lambda step: bank)]
+    batches = [item.batch for item in reader.batches(9, banks_of=lambda step: {IMAGE: bank})]
     outcomes = [(batch.pixels.shape[0], plain(batch.images.has_picture)) for batch in batches]
     bad, good = [False, False], [True, True]
     assert outcomes == [(2, bad), (0, bad), (0, bad), (2, good), (0, good), (0, good), (2, bad), (0, bad), (0, bad)]

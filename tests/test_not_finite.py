@@ -10,6 +10,7 @@ from far_helpers import CHANGES, SECOND_BATCH, far_training, write_far
 from flow_helpers import run
 from training_helpers import EACH_STEP, Training, assert_same_values, optimizer
 
+from easyrec_mm.data.batch import IMAGE
 from easyrec_mm.errors import UserError
 from easyrec_mm.training.finite import squares_are_finite
 from easyrec_mm.training.not_finite import KEPT, MOST_IN_A_ROW
@@ -208,7 +209,7 @@ def test_the_bank_forgets_vectors_that_are_not_finite(data, tmp_path):
     training.trainer.run_step = spoiled
     training.trainer.train()
     assert bad == [{}]
-    (bank,) = {phase.bank for phase in training.trainer.steps.phases}
+    (bank,) = {phase.banks[IMAGE] for phase in training.trainer.steps.phases}
     assert np.isfinite(bank.vectors.numpy()).all()
     assert [line for line in training.log if line.get("loss", 0) is None] == []
     assert json.loads((training.model_dir / "replay" / "step-3" / "step.json").read_text())["step"] == 3

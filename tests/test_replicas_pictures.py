@@ -47,7 +47,7 @@ def trained(pipeline, num):
             spec = inputs.spec()
             with mock.patch.object(tf, "function", lambda function, **_: function):  # threads compute eagerly
                 steps = TrainSteps(config, model, "float32", spec, replicas)
-            items = list(inputs.batches(bank_of=steps.bank))
+            items = list(inputs.batches(banks_of=steps.banks))
         losses = []
         for item in items:
             steps.enter_phase(item.step)

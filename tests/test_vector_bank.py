@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
+from easyrec_mm.data.batch import IMAGE
 from easyrec_mm.data.batch import one_picture_each
 from easyrec_mm.data.vector_bank import FIRST_ROWS, VectorBank
 from easyrec_mm.network.model import from_bank
@@ -272,7 +273,7 @@ def test_gradients_flow_to_the_pictures_that_are_encoded(tmp_path, monkeypatch):
     variables = {name: v.value for name, v in model.trained_variables().items()}
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(variables.values())
-        loss = model.losses(batch, training=True, bank=bank)["click"]
+        loss = model.losses(batch, training=True, banks={IMAGE: bank})["click"]
         made = model.image(batch.pixels, training=True)
         vectors = tf.stack([known[0], made[0], known[1], made[1]])
         logits = model.rec(batch.features, tf.gather(vectors, batch.sample_image), training=True)[0]["click"][:, 0]

@@ -85,7 +85,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
             _item_name(image_name, groups),
             item_vector_width(config.model_config.e2e_mm_dbmtl, bool(groups.image_group), bool(groups.text)),
             problems,
-        ),  # fmt: skip
+        ),
         text=_text(config.data_config, named, groups.text, fields, layout, problems),
     )
     problems.raise_if_any()

@@ -153,7 +153,7 @@ class ItemParts:
         return self._fused(images, self.no_text(vectors, self.text.has_words(tokens)))
 
     def part_weights(self, images: tf.Tensor, contents: Mapping[str, Contents], banks: Banks) -> dict[str, tf.Tensor]:
-        """Return the mean weight of picture and text in the item vectors of a batch; {} for a fusion without weights."""
+        """Return the mean weight of picture and text in a batch's item vectors; {} for a fusion without weights."""
         if self.fusion is None or self.text is None or self.no_text is None:
             return {}
         texts = contents[TEXT_KIND]
