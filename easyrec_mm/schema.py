@@ -234,6 +234,11 @@ class Schema:
         return (LARGEST_ID, AN_ID) if is_id else (LARGEST_NUMBER, A_NUMBER)
 
     @property
+    def has_links(self) -> bool:
+        """Return whether the images of a batch may be others than its pictures, one by one."""
+        return bool(self.image_separator) or self.has_no_image_vector or self.text is not None
+
+    @property
     def has_picture_item(self) -> bool:
         """Return whether exported models take the item of each picture: an item may have several, or only a text."""
         may_have_none = self.has_no_image_vector and self.text is not None

@@ -12,8 +12,8 @@ from feature_helpers import id_feature, raw_feature
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import IMAGE, one_picture_each
 from easyrec_mm.data.input import Input
-from easyrec_mm.data.vector_bank import VectorBank
 from easyrec_mm.data.pictures import PictureLoader, Pictures
+from easyrec_mm.data.vector_bank import VectorBank
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 NUM_CATEGORIES, NUM_KINDS = 4, 3

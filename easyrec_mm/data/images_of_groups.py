@@ -46,12 +46,12 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
     features = groups["image_features"]
     # For the image tower, a picture with two categories is two pictures.
     category = features.get(schema.category_feature, tf.zeros_like(groups["group_size"]))
-    contents = groups["contents"]
-    keys = tf.strings.join([_image_keys(groups["image_path"], category), *contents.values()], _KEY_SEPARATOR)
+    path, contents = groups["image_path"], groups["contents"]
+    if not schema.uses_image:
+        path = tf.fill(tf.shape(path), "")  # the data may have pictures that the network does not use
+    keys = tf.strings.join([_image_keys(path, category), *contents.values()], _KEY_SEPARATOR)
     group_image, first_group = _distinct(keys)  # [G], [U]
-    pictures = _distinct_pictures(
-        schema, tf.gather(groups["image_path"], first_group), tf.gather(category, first_group)
-    )
+    pictures = _distinct_pictures(schema, tf.gather(path, first_group), tf.gather(category, first_group))
     picture_group = tf.gather(first_group, pictures.pop("first_image"))  # [P]
     return {
         "sample_image": tf.repeat(group_image, groups["group_size"]),

@@ -185,6 +185,10 @@ class ItemParts:
         table = self.text.encoder.table() if self.text is not None else None
         return {} if table is None else {self.variable_names()[id(table)]: table}
 
+    def kernels_with_updates(self) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """Return each kernel that has a low-rank update, and its value with the update."""
+        return [] if self.text is None else self.text.kernels_with_updates()
+
     def freeze(self) -> None:
         """Freeze the part of the text tower that text_model.trainable excludes."""
         if self.text is not None:

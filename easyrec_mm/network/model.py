@@ -117,7 +117,7 @@ class MultimodalModel:
         if self.image is None or self.item is None:
             return None
         vectors = self._picture_vectors(self.image, batch, training, banks.get(IMAGE))
-        if not (self.schema.image_separator or self.schema.has_no_image_vector):
+        if not self.schema.has_links:
             return vectors
         of_links = tf.gather(vectors, batch.images.link_picture)  # [L, D]
         return self.item.pooled(of_links, batch.images.link_image, tf.size(batch.images.has_picture))
@@ -197,7 +197,10 @@ class MultimodalModel:
         if key not in self._prediction_functions:
             by_kind = {IMAGE: self._trained_part, TEXT: TEXT}
             banks = {kind: self._prediction_banks[n] for kind, n in by_kind.items() if n in self._prediction_banks}
-            function = partial(self.predict, banks=banks)
+
+            def function(batch: Batch) -> dict[str, tf.Tensor]:
+                return self.predict(batch, banks)
+
             self._prediction_functions[key] = tf.function(function, input_signature=[spec], autograph=False)
         return self._prediction_functions[key]
 
@@ -344,14 +347,17 @@ def _value_of_a_sample(feature: Feature) -> tf.Tensor | tf.RaggedTensor:
 
 def without_updates(model: MultimodalModel, config: EasyRecConfig) -> MultimodalModel:
     """Return the same network in float32 with low-rank updates merged into the weights that they update."""
-    if not config.model_config.e2e_mm_dbmtl.img_model.lora_rank or model.image is None:
+    kernels = [*(model.image.kernels_with_updates() if model.image else []), *model.parts.kernels_with_updates()]
+    if not kernels:
         return model
     plain_config = EasyRecConfig()
     plain_config.CopyFrom(config)
-    for name in ("lora_rank", "lora_alpha"):
-        plain_config.model_config.e2e_mm_dbmtl.img_model.ClearField(name)
+    network = plain_config.model_config.e2e_mm_dbmtl
+    for settings in (network.img_model, network.text_model):
+        for name in ("lora_rank", "lora_alpha"):
+            settings.ClearField(name)
     plain = MultimodalModel(plain_config, model.schema, FLOAT32)
-    merged = {id(kernel): value for kernel, value in model.image.kernels_with_updates()}
+    merged = {id(kernel): value for kernel, value in kernels}
     named = model.named_variables()
     for name, variable in plain.named_variables().items():
         variable.assign(merged.get(id(named[name]), named[name]))

@@ -38,7 +38,7 @@ class StepFlops:
 
     def __init__(self, model: MultimodalModel, trained: Sequence[tf.Variable], banks: Banks, batch: Batch) -> None:
         self._has_bank = IMAGE in banks
-        self._has_links = bool(model.schema.image_separator) or model.schema.has_no_image_vector
+        self._has_links = model.schema.has_links
         # List -> the first one with the same lengths: those of a sequence always have them in common.
         self._first_list = _first_equal(batch)
         primes = list(_primes(len(self._sized(batch))))
