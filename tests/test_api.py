@@ -79,6 +79,21 @@ def test_an_evaluation_is_that_of_the_command(run, trained):
 
 
 @pytest.mark.slow
+def test_a_report_is_that_of_the_command_and_explains_what_stands_in_tables(run, tmp_path):
+    of_command = tmp_path / "command.html"
+    written = run.report(tmp_path / "own.html", compare="m", data="eval.parquet")
+    assert written == str(tmp_path / "own.html")
+    flags = ["--compare", "m", "--eval_input_path", "eval.parquet", "--output", str(of_command)]
+    assert main(["report", "--model_dir", "m", *flags]) == 0
+    pages = [path.read_text().partition("<footer")[0] for path in (Path(written), of_command)]
+    assert pages[0] == pages[1]
+    uses = pages[0].partition('id="panel-ablation"')[2].partition("</section>")[0]
+    assert "Changes of the metrics of click" in uses
+    with pytest.raises(er.UserError, match="is a folder"):
+        run.report(tmp_path)
+
+
+@pytest.mark.slow
 def test_predictions_are_those_of_the_command_with_the_index_of_the_frame(run, trained):
     frame = trained[1].sample(frac=1, random_state=3)
     frame.index = [f"row {number % 30}" for number in range(len(frame))]

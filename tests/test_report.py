@@ -17,6 +17,8 @@ from easyrec_mm.cli.main import main
 
 pytestmark = pytest.mark.slow
 
+# The name of a training that is compared with, which plots show, too.
+OTHER = "hä<b>lf &amp; 'more\" <script>alert(1)<"
 SLICES = 'eval_config { slices { field: "category" } slices { has_picture {} } }'
 
 
@@ -32,7 +34,7 @@ def model_dirs(exported, tmp_path_factory):
     """Copies of the training at its end and half-way; a picture to evaluate is the copy of a trained one."""
     root = tmp_path_factory.mktemp("report")
     folders = []
-    for name, step in (("end", 6), ("half", 3)):
+    for name, step in (("end", 6), (OTHER, 3)):
         folder = root / name
         copy_checkpoint(exported.model_dir, step, folder)
         config = (exported.model_dir / "pipeline.config").read_text().replace(str(exported.data), str(root / "data"))
@@ -87,6 +89,7 @@ def test_metrics_and_differences_are_those_of_eval(page, model_dirs, eval_path, 
         shown.show("curves")
         legend = shown.page.locator("#panel-curves .legendtext").all_text_contents()
         assert f"end: AUC {result['auc_click']:.4f}" in " ".join(legend)
+        assert any(text.startswith(f"{OTHER}: AUC") for text in legend)
 
 
 def test_pictures_of_both_kinds_of_data_and_problems_are_named(page):

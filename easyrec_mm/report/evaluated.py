@@ -6,7 +6,7 @@ The results are those of `easyrec-mm eval`: the same plan, rows and formulas.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,6 +33,7 @@ from easyrec_mm.evaluation.plan import EvalPlan, label_column, score_column
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import CLUSTER, EvalResults, Summary, results_of, summarize
 from easyrec_mm.evaluation.views import View
+from easyrec_mm.explain.samples import as_text
 from easyrec_mm.report.extremes import Ranking, Sample, rankings_of, score_of
 from easyrec_mm.report.run import Run
 from easyrec_mm.report.section import Unavailable
@@ -92,30 +93,6 @@ class Evaluated:
         """Return the numbers of up to `num` samples, ascending: a random choice, which is the same each time."""
         total = len(self.rows)
         return np.sort(np.random.default_rng(seed).choice(total, min(num, total), replace=False)).astype(np.int64)
-
-    def items_of(self, samples: Indices) -> Iterator[tuple[InputBatch, Indices, Indices]]:
-        """Read the data again, and yield each batch with some of the samples.
-
-        Args:
-          samples: numbers of samples, ascending.
-
-        Yields:
-          The batch, the indices of the samples within it, and their numbers.
-
-        Raises:
-          Unavailable: if the data can be read only once, as from a pipe.
-        """
-        if not self.inputs.source.is_read_again:
-            raise Unavailable("The evaluation data can be read only once.")
-        first = 0
-        for item in self.inputs.batches():
-            last = first + item.batch.num_samples
-            here = samples[np.searchsorted(samples, first) : np.searchsorted(samples, last)]
-            if len(here):
-                yield item, here - first, here
-            first = last
-            if not len(samples) or first > samples[-1]:
-                return
 
 
 def evaluate(run: Run, pipeline: Pipeline, path: str, setting: str) -> Evaluated:
@@ -234,11 +211,7 @@ class _Collected:
                     file=self._inputs.source.files[int(origin[FILE][place])],
                     row=int(origin[ROW][place]),
                     picture=None if picture == NO_PICTURE else self.pictures[picture],
-                    fields={name: _text(of_field[i]) for name, of_field in values.items()},
+                    fields={name: as_text(of_field[i]) for name, of_field in values.items()},
                 )
             )
         return samples
-
-
-def _text(value: bytes | float) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else f"{value:g}"
