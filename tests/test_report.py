@@ -100,6 +100,7 @@ def test_pictures_of_both_kinds_of_data_and_problems_are_named(page):
     assert re.search(r"<div>evaluation</div><div>images/test/\S+</div>", leakage)
     problems = text[text.index('id="panel-problems"') :]
     assert "is empty (… bytes)" in problems
+    assert "The first 6 of 9 metrics" in text
     assert "category=" in text[text.index('id="panel-slices"') : text.index('id="panel-curves"')]
 
 
@@ -171,6 +172,10 @@ def test_on_a_phone_nothing_is_wider_and_all_can_be_read(page, chromium, scheme)
             assert shown.width() == PHONE["width"], name
             ratio, text = shown.page.evaluate(CONTRASTS)[0]
             assert ratio >= 4.5, (name, text)
+            for canvas in shown.page.locator(f"#panel-{name} .canvas:visible").all():
+                # Long names leave room for what is drawn, and no buttons lie on it.
+                assert canvas.locator(".nsewdrag").first.bounding_box()["width"] > 0.4 * canvas.bounding_box()["width"]
+                assert canvas.locator(".modebar").count() == 0
 
 
 def test_plots_follow_a_change_to_dark(page, chromium):
@@ -210,10 +215,14 @@ def test_folders_that_are_no_trainings(model_dirs, tmp_path, capsys):
     assert f"--compare {tmp_path}: " in error_of(capsys, "--model_dir", model_dirs[0], "--compare", tmp_path)
 
 
-def test_places_that_cannot_be_written_are_told_at_once(model_dirs, tmp_path, capsys):
+def test_places_that_cannot_be_written_are_told_at_once(model_dirs, s3, tmp_path, capsys):
     flags = ["--model_dir", model_dirs[0], "--output"]
     assert "does not exist; create it" in error_of(capsys, *flags, tmp_path / "no" / "r.html")
     assert "is a folder" in error_of(capsys, *flags, tmp_path)
+    assert main(["report", *map(str, flags), "s3://no-such-bucket/r.html"]) == 1
+    output = capsys.readouterr()
+    assert "there is no such bucket" in output.err
+    assert "evaluating" not in output.out + output.err
 
 
 def test_without_evaluation_data_and_pictures_that_have_vanished(model_dirs, eval_path, tmp_path, capsys):

@@ -111,6 +111,7 @@ def _plot(result: Attributions, number: int, texts: dict[str, str], sample: Chos
     for value in (start, end):
         figure.add_vline(value, line={"color": QUIET, "width": 1, "dash": "dot"})
     margin = 0.18 * max(np.ptp([*starts, end]), 1e-6)  # for the figures beside the bars
+    figure.update_layout(margin={"r": 44})
     figure.update_xaxes(range=[min(*starts, end) - margin, max(*starts, end) + margin])
     figure.update_yaxes(autorange="reversed", type="category")
     title = f"From {start:.3g}, the logit of the baseline, to {end:.3g}, that of the sample with label {sample.label:g}"

@@ -60,7 +60,7 @@ class Cell:
 
     text   what it shows
     order  what the table is sorted by in this column, if it is not the text; numbers come before texts, None last
-    kind   "" or one of "number", "good", "bad", "quiet", "code"
+    kind   any of "number", "good", "bad", "quiet" and "code", with spaces between them
     """
 
     text: str
