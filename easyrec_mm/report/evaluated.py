@@ -6,7 +6,6 @@ The results are those of `easyrec-mm eval`: the same plan, rows and formulas.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -115,7 +114,7 @@ def evaluate(run: Run, pipeline: Pipeline, path: str, setting: str) -> Evaluated
     bad_records = BadRecords(None, 1.0)
     shown_fields = _shown_fields(schema)
     inputs = evaluation_input(run.model, config, plan, path, setting, bad_records, run.vectors, shown_fields)
-    collected = _Collected(plan, schema, inputs, plan_fields=plan.fields)
+    collected = _Collected(plan, schema, inputs)
     rows = Rows(memory_of(config))
     batches = prediction_batches(run.model, inputs)
     for item, outputs in outputs_of(run.model, batches, inputs.spec(), "evaluate"):
@@ -144,8 +143,8 @@ class _Collected:
 
     NUM_EXTREMES = 12
 
-    def __init__(self, plan: EvalPlan, schema: Schema, inputs: Input, plan_fields: Sequence[str]) -> None:
-        self._plan, self._inputs, self._plan_fields = plan, inputs, plan_fields
+    def __init__(self, plan: EvalPlan, schema: Schema, inputs: Input) -> None:
+        self._plan, self._inputs, self._plan_fields = plan, inputs, plan.fields
         self._shown_fields = _shown_fields(schema)
         self.pictures: list[bytes] = []
         self._number_of_picture: dict[bytes, int] = {}
