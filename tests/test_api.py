@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -76,6 +77,23 @@ def test_an_evaluation_is_that_of_the_command(run, trained):
     assert results.intervals == run.evaluate("eval.parquet").intervals
     comparison = run.evaluate(trained[1], compare=run).comparison
     assert {line["difference"] for line in comparison["differences"].values()} == {0.0}
+
+
+@pytest.mark.slow
+def test_a_report_is_that_of_the_command_and_explains_what_stands_in_tables(run, tmp_path):
+    of_command = tmp_path / "command.html"
+    shutil.copy("eval.parquet", "later.parquet")
+    run = er.load("x.config", {"eval_input_path": "later.parquet"}).trained()
+    written = run.report(tmp_path / "own.html", compare="m")
+    assert written == str(tmp_path / "own.html")
+    flags = ["--compare", "m", "--eval_input_path", "later.parquet", "--output", str(of_command)]
+    assert main(["report", "--model_dir", "m", *flags]) == 0
+    pages = [path.read_text().partition("<footer")[0] for path in (Path(written), of_command)]
+    assert pages[0] == pages[1]
+    uses = pages[0].partition('id="panel-ablation"')[2].partition("</section>")[0]
+    assert "Changes of the metrics of click" in uses
+    with pytest.raises(er.UserError, match="is a folder"):
+        run.report(tmp_path)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from network_reference import Reference, arrays, randomise
 
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.explain.attribution import PICTURE, Logit, allowed_error, attribute
-from easyrec_mm.explain.path import Baseline, PixelPath, VectorPath, ends_of, logits_at, mean_baseline
+from easyrec_mm.explain.path import Baseline, VectorPath, ends_of, logits_at, mean_baseline
 
 LINEAR = 'task_towers { tower_name: "click" label_name: "click" } img_model { num_classes: 6 }'
 DEEP = """
@@ -165,22 +165,6 @@ def test_each_is_the_integral_along_the_path(deep, sample):
     scale = np.abs(result.values[sample]).max()
     for part, name in enumerate(result.names):
         assert result.values[sample, part] == pytest.approx(path.attribution(name), abs=0.02 * scale), name
-
-
-def test_over_pixels_they_add_up_too(deep):
-    pixels = deep.batch.pixels.numpy()[:1]
-    features = {name: value[:1] for name, value in deep.features.items()}
-    path = PixelPath(deep.model, pixels, 0)
-    result = attribute(deep.model, features, path, deep.baseline, Logit("click", [0]))
-    assert result.logits[0] == pytest.approx(deep.logits("click")[0, 0], rel=1e-4)
-    assert result.is_exact.all()
-    # At the start the backbone sees zeros, and at the same place of the features.
-    w = Reference(arrays(deep.model), deep.pipeline)
-    blank = np.broadcast_to(np.array([123.675, 116.28, 103.53]), (1, *pixels.shape[1:]))
-    vector = w.image_vector(blank)[0]
-    start = _NumpyPath(deep, 0)
-    start.starts[PICTURE] = vector
-    assert start.logit(0.0) == pytest.approx(result.baselines[0], abs=1e-4)
 
 
 def test_a_model_without_pictures_has_no_part_for_them(tmp_path):

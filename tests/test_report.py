@@ -17,6 +17,8 @@ from easyrec_mm.cli.main import main
 
 pytestmark = pytest.mark.slow
 
+# The name of a training that is compared with, which plots show, too.
+OTHER = "hä<b>lf &amp; 'more\" <script>alert(1)<"
 SLICES = 'eval_config { slices { field: "category" } slices { has_picture {} } }'
 
 
@@ -32,7 +34,7 @@ def model_dirs(exported, tmp_path_factory):
     """Copies of the training at its end and half-way; a picture to evaluate is the copy of a trained one."""
     root = tmp_path_factory.mktemp("report")
     folders = []
-    for name, step in (("end", 6), ("half", 3)):
+    for name, step in (("end", 6), (OTHER, 3)):
         folder = root / name
         copy_checkpoint(exported.model_dir, step, folder)
         config = (exported.model_dir / "pipeline.config").read_text().replace(str(exported.data), str(root / "data"))
@@ -87,6 +89,7 @@ def test_metrics_and_differences_are_those_of_eval(page, model_dirs, eval_path, 
         shown.show("curves")
         legend = shown.page.locator("#panel-curves .legendtext").all_text_contents()
         assert f"end: AUC {result['auc_click']:.4f}" in " ".join(legend)
+        assert any(text.startswith(f"{OTHER}: AUC") for text in legend)
 
 
 def test_pictures_of_both_kinds_of_data_and_problems_are_named(page):
@@ -97,6 +100,7 @@ def test_pictures_of_both_kinds_of_data_and_problems_are_named(page):
     assert re.search(r"<div>evaluation</div><div>images/test/\S+</div>", leakage)
     problems = text[text.index('id="panel-problems"') :]
     assert "is empty (… bytes)" in problems
+    assert "The first 6 of 9 metrics" in text
     assert "category=" in text[text.index('id="panel-slices"') : text.index('id="panel-curves"')]
 
 
@@ -168,6 +172,10 @@ def test_on_a_phone_nothing_is_wider_and_all_can_be_read(page, chromium, scheme)
             assert shown.width() == PHONE["width"], name
             ratio, text = shown.page.evaluate(CONTRASTS)[0]
             assert ratio >= 4.5, (name, text)
+            for canvas in shown.page.locator(f"#panel-{name} .canvas:visible").all():
+                # Long names leave room for what is drawn, and no buttons lie on it.
+                assert canvas.locator(".nsewdrag").first.bounding_box()["width"] > 0.4 * canvas.bounding_box()["width"]
+                assert canvas.locator(".modebar").count() == 0
 
 
 def test_plots_follow_a_change_to_dark(page, chromium):
@@ -207,10 +215,14 @@ def test_folders_that_are_no_trainings(model_dirs, tmp_path, capsys):
     assert f"--compare {tmp_path}: " in error_of(capsys, "--model_dir", model_dirs[0], "--compare", tmp_path)
 
 
-def test_places_that_cannot_be_written_are_told_at_once(model_dirs, tmp_path, capsys):
+def test_places_that_cannot_be_written_are_told_at_once(model_dirs, s3, tmp_path, capsys):
     flags = ["--model_dir", model_dirs[0], "--output"]
     assert "does not exist; create it" in error_of(capsys, *flags, tmp_path / "no" / "r.html")
     assert "is a folder" in error_of(capsys, *flags, tmp_path)
+    assert main(["report", *map(str, flags), "s3://no-such-bucket/r.html"]) == 1
+    output = capsys.readouterr()
+    assert "there is no such bucket" in output.err
+    assert "evaluating" not in output.out + output.err
 
 
 def test_without_evaluation_data_and_pictures_that_have_vanished(model_dirs, eval_path, tmp_path, capsys):

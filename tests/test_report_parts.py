@@ -282,8 +282,9 @@ def test_no_name_of_a_user_is_read_as_html():
     assert html.count("</script>") == 2  # of the figure, and the page's own
 
 
-def test_a_figure_goes_through_json_unchanged():
+def test_a_figure_goes_through_json_with_its_texts_escaped():
     plot = Plot(go.Figure(layout={"height": 200}).add_scatter(x=[1.5, 2], y=["<b>", "&"]), "t")
     figure = go.Figure(**json.loads(plot.json()))
-    assert figure.data[0].y == ("<b>", "&")
+    assert figure.data[0].y == ("&lt;b>", "&amp;")
+    assert figure.data[0].x == (1.5, 2)
     assert plot.height == 200

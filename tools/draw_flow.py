@@ -8,12 +8,12 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from drawing import IMAGE, LINE, PLAIN, REC, arrow, svg
+
 OUTPUT = Path(__file__).parents[1] / "docs" / "flow.svg"
 WIDTH, HEIGHT = 1000, 312
 BOX_WIDTH, BOX_HEIGHT, GAP = 136, 74, 28
-INK, LINE, IMAGE, REC, PLAIN = "#1f2933", "#52606d", "#fde2c4", "#cfe3fb", "#f0f2f5"
 
-Place = tuple[float, float]
 # Title, explanation in lines, colour.
 Box = tuple[str, tuple[str, ...], str]
 
@@ -44,11 +44,6 @@ def box(x: float, y: float, content: Box) -> str:
     return "\n".join([shape, *texts])
 
 
-def arrow(start: Place, end: Place) -> str:
-    """A straight arrow."""
-    return f'<line x1="{start[0]}" y1="{start[1]}" x2="{end[0]}" y2="{end[1]}" class="arrow"/>'
-
-
 def row(contents: tuple[Box, ...], x: float, y: float) -> list[str]:
     """Boxes side by side, with arrows between them."""
     parts = []
@@ -76,19 +71,11 @@ def draw() -> str:
         f'<text x="{left}" y="172" class="head">export splits it into three models</text>',
     ]
     style = (
-        f"text {{ font: 12px system-ui, sans-serif; fill: {INK}; text-anchor: middle }} "
         ".title { font-weight: 600; font-size: 13.5px } "
         f".head {{ text-anchor: start; font-size: 13px; fill: {LINE} }} "
         f".arrow {{ stroke: {LINE}; stroke-width: 1.5; marker-end: url(#tip) }}"
     )
-    tip = (
-        '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
-        f'<path d="M0 0 L8 4 L0 8 z" fill="{LINE}"/></marker>'
-    )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">'
-    title = "<title>From a click log to a served answer</title>"
-    ground = f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="#ffffff"/>'
-    return "\n".join([head, title, f"<style>{style}</style>", f"<defs>{tip}</defs>", ground, *parts, "</svg>", ""])
+    return svg("From a click log to a served answer", WIDTH, HEIGHT, style, parts)
 
 
 if __name__ == "__main__":

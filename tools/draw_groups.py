@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from draw_flow import IMAGE, INK, LINE, PLAIN, REC, arrow
+from drawing import IMAGE, LINE, PLAIN, REC, arrow, svg
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "groups.svg"
 WIDTH, HEIGHT = 1000, 330
@@ -90,19 +90,11 @@ def draw() -> str:
     )
     parts += [f'<text x="20" y="{HEIGHT - 30 + 18 * i}" class="note">{text}</text>' for i, text in enumerate(notes)]
     style = (
-        f"text {{ font: 12px system-ui, sans-serif; fill: {INK}; text-anchor: middle }} "
         ".title { font-weight: 600; font-size: 13.5px; text-anchor: start } "
         f".note {{ text-anchor: start; fill: {LINE} }} .small {{ font-size: 11px; fill: {LINE} }} "
         f".arrow {{ stroke: {LINE}; stroke-width: 1.3; marker-end: url(#tip) }}"
     )
-    tip = (
-        '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
-        f'<path d="M0 0 L8 4 L0 8 z" fill="{LINE}"/></marker>'
-    )
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">'
-    title = "<title>From a click log to groups, and from pictures to samples</title>"
-    ground = f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="#ffffff"/>'
-    return "\n".join([opening, title, f"<style>{style}</style>", f"<defs>{tip}</defs>", ground, *parts, "</svg>", ""])
+    return svg("From a click log to groups, and from pictures to samples", WIDTH, HEIGHT, style, parts)
 
 
 if __name__ == "__main__":

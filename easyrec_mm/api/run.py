@@ -190,7 +190,7 @@ class Run:
 
         compared = (compare,) if isinstance(compare, str | os.PathLike | Run) else compare
         others = tuple(other.model_dir if isinstance(other, Run) else os.fspath(other) for other in compared)
-        path = "" if data is None else path_of(data, "data")
+        path = self.pipeline.checked.config.eval_input_path if data is None else path_of(data, "data")
         report(ReportOptions(self.model_dir, others, os.fspath(output), path, self.checkpoint_path, num_pictures))
         return os.fspath(output)
 

@@ -153,7 +153,8 @@ class BadRecords:
     def summary(self) -> str:
         """Return lines for the user about bad records and features with missing vectors; empty if nothing was bad."""
         parts = [f"{self._bad[kind]} of {self._read[kind]} {kind}s" for kind in ("group", "picture") if self._bad[kind]]
-        lines = [f"bad records: {' and '.join(parts)}; see {self._path}"] if parts else []
+        where = f"; see {self._path}" if self._path else ""
+        lines = [f"bad records: {' and '.join(parts)}{where}"] if parts else []
         lines += [
             f"feature '{name}': {keys.num_missing} of {keys.num} keys have no vector, such as '{min(keys.examples)}'"
             for name, keys in self._vectors.items()

@@ -3,7 +3,7 @@
 Integrated gradients (Sundararajan, Taly & Yan, "Axiomatic attribution for deep networks", ICML 2017, equation 1):
 (x - x') times the integral over a of the gradient at x' + a (x - x'), along one path on which all inputs move together.
 Their sum is F(x) - F(x') (completeness, proposition 1), up to the error of the numerical integration, which is measured
-and reduced by more steps. Legend: N samples, K steps, D width of the image vector, P pictures of an item.
+and reduced by more steps. Legend: N samples, K steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from easyrec_mm.explain.path import Baseline, ImagePath, ends_of, logits_at
+from easyrec_mm.explain.path import Baseline, VectorPath, ends_of, logits_at
 from easyrec_mm.explain.rec_part import feature_sets
 from easyrec_mm.explain.samples import Features, take
 from easyrec_mm.network.model import MultimodalModel
@@ -74,7 +74,7 @@ class Logit:
 def attribute(
     model: MultimodalModel,
     features: Features,
-    image: ImagePath | None,
+    image: VectorPath | None,
     baseline: Baseline,
     logit: Logit,
     max_steps: int = MAX_STEPS,
@@ -84,7 +84,7 @@ def attribute(
     Args:
       model: the model.
       features: the features of N samples.
-      image: the path of their pictures, or of the vectors of these; None for a model without pictures.
+      image: the path of the vectors of their pictures; None for a model without pictures.
       baseline: where the path of the features begins.
       logit: the logit, for each sample.
       max_steps: steps after which the error is accepted as it is.
@@ -109,7 +109,7 @@ class _Path:
     """The path of samples; arguments as for `attribute`."""
 
     def __init__(
-        self, model: MultimodalModel, features: Features, image: ImagePath | None, baseline: Baseline, logit: Logit
+        self, model: MultimodalModel, features: Features, image: VectorPath | None, baseline: Baseline, logit: Logit
     ) -> None:
         self._model, self._features, self._image = model, features, image
         self._baseline, self._logit = baseline, logit
@@ -133,9 +133,8 @@ class _Path:
 
     def _portions(self, rows: Ints, places: Floats) -> Iterator[tuple[Ints, slice]]:
         """Yield samples and steps that are computed at once."""
-        most = _ROWS_AT_A_TIME if self._image is None else self._image.rows_at_a_time
-        num_steps = min(len(places), most)
-        num_rows = max(1, most // num_steps)
+        num_steps = min(len(places), _ROWS_AT_A_TIME)
+        num_rows = max(1, _ROWS_AT_A_TIME // num_steps)
         for start in range(0, len(rows), num_rows):
             for step in range(0, len(places), num_steps):
                 yield rows[start : start + num_rows], slice(step, step + num_steps)
@@ -150,11 +149,13 @@ class _Path:
         moves = {name: end - starts[name] for name, end in ends.numbers.items()}
         of_elements = {name: _of_elements(alpha, ends.sample_of(name)) for name in moves}
         moved = {name: starts[name] + of_elements[name] * move for name, move in moves.items()}
-        image = None if self._image is None else self._image.at(rows, places)
-        watched = [*moved.values(), *([image.moved] if image is not None else [])]
+        vector = vector_move = None
+        if self._image is not None:
+            vector_move = tf.constant(np.repeat(self._image.moves(rows), len(places), axis=0))
+            vector = self._image.baseline + alpha[:, None] * vector_move
+        watched = [*moved.values(), *([vector] if vector is not None else [])]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            vector = None if self._image is None or image is None else self._image.vectors(image)
             logits = logits_at(self._model, ends, moved, vector)[self._logit.task]
             classes = np.repeat(np.asarray(self._logit.classes)[rows], len(places))
             of_class = tf.gather(logits, classes, batch_dims=1)
@@ -167,9 +168,9 @@ class _Path:
             if sample is not None:
                 of_rows = tf.math.unsorted_segment_sum(of_rows, sample, len(alpha))
             values[..., self._part[name]] += of_rows.numpy().reshape(shape)
-        if image is not None:
-            products = (gradients[-1] * image.move).numpy().astype(np.float64)
-            values[..., -1] = products.reshape(*shape, -1).sum(axis=2)
+        if vector_move is not None:
+            products = (gradients[-1] * vector_move).numpy().astype(np.float64)
+            values[..., -1] = products.sum(axis=1).reshape(shape)
         return np.einsum("nkp,k->np", values, weights), of_class.numpy().reshape(shape).sum(axis=1, dtype=np.float64)
 
 

@@ -1,14 +1,13 @@
 """The path of a joint attribution: all inputs of the rec network together, from a baseline to those of samples.
 
 The ends of the path are the numbers that features have in the network before they are pooled: the row of a table for
-an id, a number, a one-hot vector, for each element of a list. Legend: N samples, K steps, D width of the image vector.
+an id, a number, a one-hot vector, for each element of a list. Legend: N samples, D width of the image vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,6 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 _SAMPLES_AT_A_TIME = 4096
-_PICTURES_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -111,80 +109,17 @@ def logits_at(
     return model.rec.logits(x, vector)
 
 
-class Moved(NamedTuple):
-    """A place of the path of an image input, for N samples and K steps: what is moved, and by how much in all.
-
-    The first axis of both is N K, or N K P for pixels.
-    """
-
-    moved: tf.Tensor
-    move: tf.Tensor
-
-
-class ImagePath(Protocol):
-    """The path of the pictures of samples."""
-
-    rows_at_a_time: int
-
-    def at(self, rows: Ints, places: npt.NDArray[np.float64]) -> Moved:
-        """Return the places of samples, each as often as there are places."""
-
-    def vectors(self, moved: Moved) -> tf.Tensor:
-        """Return the image vectors float32 `[N K, D]` of what was moved."""
-
-
+@dataclass(frozen=True)
 class VectorPath:
     """The straight line from the mean image vector to the vectors of samples.
 
-    Args:
-      vectors: float32 `[N, D]`, as the rec network takes them.
-      baseline: float32 `[D]`.
+    vectors   float32 [N, D], as the rec network takes them
+    baseline  float32 [D]
     """
 
-    rows_at_a_time = 4096
+    vectors: Floats
+    baseline: Floats
 
-    def __init__(self, vectors: Floats, baseline: Floats) -> None:
-        self._vectors, self._baseline = vectors, baseline
-
-    def at(self, rows: Ints, places: npt.NDArray[np.float64]) -> Moved:
-        """See ImagePath.at."""
-        move = np.repeat(self._vectors[rows] - self._baseline, len(places), axis=0)
-        place = np.tile(places, len(rows)).astype(np.float32)
-        return Moved(tf.constant(self._baseline + place[:, None] * move), tf.constant(move))
-
-    def vectors(self, moved: Moved) -> tf.Tensor:
-        """See ImagePath.vectors."""
-        return moved.moved
-
-
-class PixelPath:
-    """The straight line from a picture of one colour, 0 for the backbone, to the pictures of one sample.
-
-    Args:
-      model: the model.
-      pixels: uint8 `[P, H, W, C]`, the pictures of its item.
-      category: the id that the image tower takes in addition.
-    """
-
-    def __init__(self, model: MultimodalModel, pixels: npt.NDArray[np.uint8], category: int) -> None:
-        self._tower, self._item = model.image_side()
-        self._pixels, self._category = pixels.astype(np.float32), category
-        scale, shift = (np.array(v[: pixels.shape[-1]], np.float32) for v in self._tower.normalisation)
-        self._baseline = -shift / scale
-        self.rows_at_a_time = max(1, _PICTURES_AT_A_TIME // len(pixels))
-
-    def at(self, rows: Ints, places: npt.NDArray[np.float64]) -> Moved:
-        """See ImagePath.at; there is one sample."""
-        move = np.tile(self._pixels - self._baseline, (len(places), 1, 1, 1))
-        place = np.repeat(places, len(self._pixels)).astype(np.float32)
-        return Moved(tf.constant(self._baseline + place[:, None, None, None] * move), tf.constant(move))
-
-    def vectors(self, moved: Moved) -> tf.Tensor:
-        """See ImagePath.vectors."""
-        number, num_pictures = len(moved.moved), len(self._pixels)
-        category = tf.fill([number], tf.constant(self._category, tf.int64))
-        vectors = self._tower(moved.moved, category, training=False)
-        if num_pictures > 1:
-            step = tf.repeat(tf.range(number // num_pictures), num_pictures)
-            vectors = self._item.pooled(vectors, step, number // num_pictures)
-        return self._item(vectors, tf.ones([number // num_pictures], tf.bool), training=False)
+    def moves(self, rows: Ints) -> Floats:
+        """Return what is added to the baseline from the start to the end, float32 `[n, D]`, for some samples."""
+        return self.vectors[rows] - self.baseline

@@ -133,19 +133,19 @@ def _by_category(places: Any, names: list[str], kinds: list[str], field: str) ->
     figure = _figure()
     counts = Counter(kinds)
     frequent = [kind for kind, _ in counts.most_common(len(_COLOURS))]
-    texts = [_plain_text(f"{name}, {kind}") for name, kind in zip(names, kinds, strict=True)]
+    texts = [f"{name}, {kind}" for name, kind in zip(names, kinds, strict=True)]
     others = np.flatnonzero([kind not in set(frequent) for kind in kinds])
     if len(others):
         _add(figure, places, others, texts, {"color": QUIET}, name=f"{len(counts) - len(frequent)} others")
     for number, kind in enumerate(frequent):
         rows = np.flatnonzero([other == kind for other in kinds])
-        _add(figure, places, rows, texts, {"color": _COLOURS[number]}, name=_plain_text(kind) or "(empty)")
+        _add(figure, places, rows, texts, {"color": _COLOURS[number]}, name=kind or "(empty)")
     return Plot(figure, f"By {field}", "Point at an item to see its picture.", wide=True)
 
 
 def _by_rate(places: Any, names: list[str], rates: Floats, task: Task) -> Plot:
     figure = _figure()
-    texts = [_plain_text(f"{name}, {rate:.4g}") for name, rate in zip(names, rates, strict=True)]
+    texts = [f"{name}, {rate:.4g}" for name, rate in zip(names, rates, strict=True)]
     shown = rates[~np.isnan(rates)]
     low, high = np.quantile(shown, [0.02, 0.98]).tolist() if len(shown) else (0.0, 1.0)
     colour = {
@@ -162,11 +162,5 @@ def _by_rate(places: Any, names: list[str], rates: Floats, task: Task) -> Plot:
 
 def _plain(places: Any, names: list[str]) -> Plot:
     figure = _figure()
-    texts = [_plain_text(name) for name in names]
-    _add(figure, places, np.arange(len(places)), texts, {"color": _COLOURS[0]}, showlegend=False)
+    _add(figure, places, np.arange(len(places)), names, {"color": _COLOURS[0]}, showlegend=False)
     return Plot(figure, "All items", "Point at an item to see its picture.", wide=True)
-
-
-def _plain_text(text: str) -> str:
-    """Return text in which plotly reads no tags."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -126,9 +126,9 @@ def _plot(curves: Sequence[tuple[str, View, int]]) -> go.Figure:
 def _add_curve(figure: go.Figure, view: View, name: str, number: int) -> tuple[Floats, Floats]:
     """Add a calibration curve; return the mean predictions and mean labels of its bins."""
     bins = CalibrationCurve(_NUM_BINS).curve(view)
-    counts = np.array([one["count"] for one in bins], np.float64)
-    rates = np.array([one["mean_label"] for one in bins])
-    predictions = np.array([one["mean_prediction"] for one in bins])
+    counts = np.array([each["count"] for each in bins], np.float64)
+    rates = np.array([each["mean_label"] for each in bins])
+    predictions = np.array([each["mean_prediction"] for each in bins])
     low, high = wilson_interval(rates, counts)
     errors: dict[str, Any] = {"type": "data", "array": high - rates, "arrayminus": rates - low, "thickness": 1}
     triples = zip(rates, counts, predictions, strict=True)

@@ -169,11 +169,6 @@ class Context:
             return Picture(None, problem=str(error))
 
 
-def picture_name(path: bytes) -> str:
-    """Return the path of a picture for readers, without that of the tar that contains it."""
-    return path.rpartition(b"\x00")[2].decode("utf-8", "replace")
-
-
 def short_place(file: str, row: int) -> str:
     """Return where a group is, without the folders of its file."""
     name = file if is_remote(file) else file.rpartition("/")[2]

@@ -10,7 +10,6 @@ from google.protobuf import text_format
 from easyrec_mm.config.changes import changes_since, leave_out_secrets, record_of
 from easyrec_mm.errors import UserError
 from easyrec_mm.evaluation.plan import label_column
-from easyrec_mm.features.feature import Feature
 from easyrec_mm.files.folders import shown
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.report.context import Context
@@ -92,7 +91,7 @@ def _features(context: Context) -> Part:
         table = tables.get(feature.table or "")
         size = Cell(f"{table.rows:,}", table.rows, "number") if table else Cell("", None)
         rows.append(
-            [Cell(feature.name), Cell(_kind(feature)), Cell(", ".join(feature.inputs)), size,
+            [Cell(feature.name), Cell(type(feature).__name__), Cell(", ".join(feature.inputs)), size,
              Cell(f"{feature.width:,}", feature.width, "number")]
         )  # fmt: skip
     if schema.uses_image:
@@ -100,10 +99,6 @@ def _features(context: Context) -> Part:
         pixels = Cell(f"{image.width} x {image.height} pixels")
         rows.append([Cell(image.field), Cell("image"), Cell(image.field), Cell("", None), pixels])
     return Table(["feature", "type", "fields", "rows of its table", "width"], rows)
-
-
-def _kind(feature: Feature) -> str:
-    return type(feature).__name__
 
 
 def _differences(run: Run, other: Run) -> Part:

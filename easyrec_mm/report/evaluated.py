@@ -6,7 +6,6 @@ The results are those of `easyrec-mm eval`: the same plan, rows and formulas.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,6 +32,7 @@ from easyrec_mm.evaluation.plan import EvalPlan, label_column, score_column
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import CLUSTER, EvalResults, Summary, results_of, summarize
 from easyrec_mm.evaluation.views import View
+from easyrec_mm.explain.samples import as_text
 from easyrec_mm.report.extremes import Ranking, Sample, rankings_of, score_of
 from easyrec_mm.report.run import Run
 from easyrec_mm.report.section import Unavailable
@@ -93,30 +93,6 @@ class Evaluated:
         total = len(self.rows)
         return np.sort(np.random.default_rng(seed).choice(total, min(num, total), replace=False)).astype(np.int64)
 
-    def items_of(self, samples: Indices) -> Iterator[tuple[InputBatch, Indices, Indices]]:
-        """Read the data again, and yield each batch with some of the samples.
-
-        Args:
-          samples: numbers of samples, ascending.
-
-        Yields:
-          The batch, the indices of the samples within it, and their numbers.
-
-        Raises:
-          Unavailable: if the data can be read only once, as from a pipe.
-        """
-        if not self.inputs.source.is_read_again:
-            raise Unavailable("The evaluation data can be read only once.")
-        first = 0
-        for item in self.inputs.batches():
-            last = first + item.batch.num_samples
-            here = samples[np.searchsorted(samples, first) : np.searchsorted(samples, last)]
-            if len(here):
-                yield item, here - first, here
-            first = last
-            if not len(samples) or first > samples[-1]:
-                return
-
 
 def evaluate(run: Run, pipeline: Pipeline, path: str, setting: str) -> Evaluated:
     """Evaluate the model of a run on files, with intervals.
@@ -138,7 +114,7 @@ def evaluate(run: Run, pipeline: Pipeline, path: str, setting: str) -> Evaluated
     bad_records = BadRecords(None, 1.0)
     shown_fields = _shown_fields(schema)
     inputs = evaluation_input(run.model, config, plan, path, setting, bad_records, run.vectors, shown_fields)
-    collected = _Collected(plan, schema, inputs, plan_fields=plan.fields)
+    collected = _Collected(plan, schema, inputs)
     rows = Rows(memory_of(config))
     batches = prediction_batches(run.model, inputs)
     for item, outputs in outputs_of(run.model, batches, inputs.spec(), "evaluate"):
@@ -167,8 +143,8 @@ class _Collected:
 
     NUM_EXTREMES = 12
 
-    def __init__(self, plan: EvalPlan, schema: Schema, inputs: Input, plan_fields: Sequence[str]) -> None:
-        self._plan, self._inputs, self._plan_fields = plan, inputs, plan_fields
+    def __init__(self, plan: EvalPlan, schema: Schema, inputs: Input) -> None:
+        self._plan, self._inputs, self._plan_fields = plan, inputs, plan.fields
         self._shown_fields = _shown_fields(schema)
         self.pictures: list[bytes] = []
         self._number_of_picture: dict[bytes, int] = {}
@@ -234,11 +210,7 @@ class _Collected:
                     file=self._inputs.source.files[int(origin[FILE][place])],
                     row=int(origin[ROW][place]),
                     picture=None if picture == NO_PICTURE else self.pictures[picture],
-                    fields={name: _text(of_field[i]) for name, of_field in values.items()},
+                    fields={name: as_text(of_field[i]) for name, of_field in values.items()},
                 )
             )
         return samples
-
-
-def _text(value: bytes | float) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else f"{value:g}"

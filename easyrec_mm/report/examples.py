@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from easyrec_mm.report.context import Context, picture_name, short_place
+from easyrec_mm.report.context import Context, short_place
+from easyrec_mm.report.explained import picture_name
 from easyrec_mm.report.extremes import Ranking, Sample, in_words
 from easyrec_mm.report.section import Cell, Details, Heading, Part, Picture, Pictures, Table, Text, by_task
 from easyrec_mm.schema import Task

@@ -17,6 +17,7 @@ import numpy as np
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
+from easyrec_mm.data.packed_pictures import own_path
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.evaluation.plan import label_column
@@ -27,7 +28,7 @@ from easyrec_mm.explain.samples import Item, Limits, ReadSamples, explained_plan
 from easyrec_mm.explain.untrained import NoUntrainedModelError, untrained_model
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.report.extremes import Sample, in_words
-from easyrec_mm.report.section import Part, Text, Unavailable
+from easyrec_mm.report.section import Part, Text
 from easyrec_mm.schema import Schema, Task
 
 if TYPE_CHECKING:
@@ -96,19 +97,16 @@ class Explained:
     @cached_property
     def inputs(self) -> Input:
         """The evaluation data, which are read another time."""
-        evaluated, plan = self._context.evaluated, explained_plan(self._run.pipeline.config, self.schema)
-        if not evaluated.inputs.source.is_read_again:
-            raise Unavailable(
-                "The evaluation data can be read only once, as from a pipe; explanations read them again."
-            )
-        fields = tuple(dict.fromkeys([*plan.fields, *self.schema.feature_fields(), self.category_field]))
+        plan = explained_plan(self._run.pipeline.config, self.schema)
+        category = [self.category_field] if self.category_field else []
+        fields = dict.fromkeys([*plan.fields, *self.schema.feature_fields(), *category])
         return Input(
             self._run.pipeline.config.data_config,
             self.schema,
             self._context.eval_path,
             self._context.eval_setting,
             BadRecords(None, 1.0),
-            kept_fields=tuple(name for name in fields if name),
+            kept_fields=tuple(fields),
             vectors=self._run.vectors,
         )
 
@@ -235,4 +233,4 @@ def _of_different_pictures(samples: Sequence[Sample]) -> list[Sample]:
 
 def picture_name(path: bytes) -> str:
     """Return the path of a picture for readers, without that of the tar that contains it."""
-    return path.rpartition(b"\x00")[2].decode("utf-8", "replace")
+    return own_path(path).decode("utf-8", "replace")

@@ -115,10 +115,10 @@ def _cell(difference: Difference) -> Cell:
     if math.isnan(difference.value):
         return Cell("undefined", None, "quiet")
     if math.isnan(difference.low):
-        return Cell(f"{difference.value:+.4g}", difference.value, "quiet")
+        return Cell(f"{difference.value:+.4g}", difference.value, "number quiet")
     value, low, high = (0.0 if abs(v) < _ROUNDING else v for v in (difference.value, difference.low, difference.high))
     is_sure = low > 0 or high < 0
-    return Cell(f"{value:+.4g} [{low:+.2g}, {high:+.2g}]", value, "number" if is_sure else "quiet")
+    return Cell(f"{value:+.4g} [{low:+.2g}, {high:+.2g}]", value, "number" if is_sure else "number quiet")
 
 
 def _size(difference: Difference) -> float:

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from easyrec_mm.data.packed_pictures import packed_path
+from easyrec_mm.data.packed_pictures import own_path, packed_path
 from easyrec_mm.formats.source import Order, iterate
 from easyrec_mm.formats.sources import Selection, open_source
-from easyrec_mm.report.context import Context, picture_name
+from easyrec_mm.report.context import Context
 from easyrec_mm.report.evaluated import PICTURE
+from easyrec_mm.report.explained import picture_name
 from easyrec_mm.report.run import Run
 from easyrec_mm.report.section import Heading, Part, Pictures, Text, Tile, Tiles, Unavailable
 from easyrec_mm.report.section import Picture as Shown
@@ -46,7 +47,7 @@ def leakage(context: Context) -> Sequence[Part]:
     if not evaluated.pictures:
         raise Unavailable("No group of the evaluation data has a picture.")
     training, num_groups = training_pictures(context.run, path, context.num_pictures)
-    hashes = hash_array(np.array([_own_path(p) for p in evaluated.pictures], object))
+    hashes = hash_array(np.array([own_path(path) for path in evaluated.pictures], object))
     is_same_path = np.isin(hashes, training.hashes)
     opened_training = _open(context, _reader_paths(context, training))
     opened = _open(context, context.choose_pictures(evaluated.pictures, context.num_pictures))
@@ -106,11 +107,6 @@ def pairings(evaluation: Sequence[Picture], training: Sequence[Picture]) -> tupl
 
 def _open(context: Context, paths: list[bytes]) -> PictureStats:
     return open_pictures(paths, context.reader, context.schema.image)
-
-
-def _own_path(path: bytes) -> bytes:
-    """Return a picture's path as the data have it, without the tar that contains it."""
-    return path.rpartition(b"\x00")[2]
 
 
 def _reader_paths(context: Context, paths: PathStats) -> list[bytes]:

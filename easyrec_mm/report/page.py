@@ -51,12 +51,12 @@ def page(context: Context, made: Sequence[Made]) -> str:
     """Render the page."""
     names = [run.name for run in context.runs]
     title = f"{names[0]}: what it has learned"
-    plotly = get_plotlyjs() if any(_has_plot(one.parts) for one in made) else ""
+    plotly = get_plotlyjs() if any(_has_plot(section.parts) for section in made) else ""
     text = render(
         "report.html",
         title=title,
         subtitle=_subtitle(context),
-        sections=[_values(one) for one in made],
+        sections=[_values(section) for section in made],
         plotly_place=_PLOTLY_PLACE,
         made_at=time.strftime("%Y-%m-%d %H:%M"),
     )
@@ -70,10 +70,10 @@ def page(context: Context, made: Sequence[Made]) -> str:
 _PLOTLY_PLACE = "<!-- plotly.js -->"
 
 
-def _values(one: Made) -> dict[str, object]:
+def _values(made: Made) -> dict[str, object]:
     """Return what the template shows of a section."""
-    smooths = any(isinstance(part, Plot) and part.smooths for part in one.parts)
-    return {"name": one.section.name, "title": one.section.title, "parts": one.parts, "smooths": smooths}
+    smooths = any(isinstance(part, Plot) and part.smooths for part in made.parts)
+    return {"name": made.section.name, "title": made.section.title, "parts": made.parts, "smooths": smooths}
 
 
 def _subtitle(context: Context) -> str:

@@ -132,7 +132,7 @@ def _of_evaluation(context: Context) -> list[Part]:
         evaluated = context.evaluated
     except (Unavailable, UserError) as error:
         return [Text(str(error), "warning")]
-    texts = [text for text in evaluated.bad_records.summary().replace("; see None", "").split("\n") if text]
+    texts = [text for text in evaluated.bad_records.summary().split("\n") if text]
     parts: list[Part] = [Text(text) for text in texts]
     records = [record for kind in evaluated.bad_records.shown.values() for record in kind]
     if records:

@@ -10,6 +10,7 @@ from easyrec_mm.explain.ablation import mean_vector
 from easyrec_mm.explain.attribution import MAX_ERROR_SHARE, PICTURE, Attributions, Logit, attribute
 from easyrec_mm.explain.path import Baseline, VectorPath, mean_baseline
 from easyrec_mm.explain.rec_part import feature_sets
+from easyrec_mm.explain.samples import as_text
 from easyrec_mm.report.context import Context
 from easyrec_mm.report.explained import ChosenSample, Explained
 from easyrec_mm.report.figures import QUIET, colour, new_figure
@@ -110,6 +111,7 @@ def _plot(result: Attributions, number: int, texts: dict[str, str], sample: Chos
     for value in (start, end):
         figure.add_vline(value, line={"color": QUIET, "width": 1, "dash": "dot"})
     margin = 0.18 * max(np.ptp([*starts, end]), 1e-6)  # for the figures beside the bars
+    figure.update_layout(margin={"r": 44})
     figure.update_xaxes(range=[min(*starts, end) - margin, max(*starts, end) + margin])
     figure.update_yaxes(autorange="reversed", type="category")
     title = f"From {start:.3g}, the logit of the baseline, to {end:.3g}, that of the sample with label {sample.label:g}"
@@ -140,12 +142,10 @@ def _texts(schema: Schema, fields: dict[str, bytes | float]) -> dict[str, str]:
 
 
 def _text(value: bytes | float) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else f"{value:g}"
-    text = "".join(character if character.isprintable() else "|" for character in text)
+    text = "".join(character if character.isprintable() else "|" for character in as_text(value))
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
 
 
 def _label(name: str, texts: dict[str, str]) -> str:
-    """Return the label of a bar: plotly reads tags in it, so that none may be left."""
-    label = name if name == PICTURE or not texts.get(name) else f"{name} = {texts[name]}"
-    return label.replace("&", "&amp;").replace("<", "&lt;")
+    """Return the label of a bar: a name, and the values of its fields."""
+    return name if name == PICTURE or not texts.get(name) else f"{name} = {texts[name]}"

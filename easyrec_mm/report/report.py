@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.files import is_remote, plain, put_text, written_at
+from easyrec_mm.files import Failure, StorageError, is_remote, place_of, plain, put_text, written_at
 from easyrec_mm.report.context import Context
 from easyrec_mm.report.page import Made, make_sections, page
 from easyrec_mm.report.run import names_of, open_run
@@ -78,6 +78,7 @@ def _require_writable(output: str) -> None:
       UserError: if it cannot.
     """
     if is_remote(output):
+        _require_place(output)
         return
     path = Path(plain(output))
     folder = path.parent
@@ -92,3 +93,16 @@ def _require_writable(output: str) -> None:
         # A report that was killed while it wrote has left a part of its page.
         if process.isdecimal() and not Path(f"/proc/{process}").exists():
             left.unlink(missing_ok=True)
+
+
+def _require_place(output: str) -> None:
+    """Check that the bucket or server of a page can be reached.
+
+    Raises:
+      StorageError: if it cannot.
+    """
+    try:
+        place_of(output).stat(output)
+    except StorageError as error:
+        if error.failure != Failure.MISSING:
+            raise

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
+from plotly.io.json import to_json_plotly
 
 if TYPE_CHECKING:
     from easyrec_mm.report.context import Context
@@ -59,7 +60,7 @@ class Cell:
 
     text   what it shows
     order  what the table is sorted by in this column, if it is not the text; numbers come before texts, None last
-    kind   "" or one of "number", "good", "bad", "quiet", "code"
+    kind   any of "number", "good", "bad", "quiet" and "code", with spaces between them
     """
 
     text: str
@@ -108,8 +109,18 @@ class Plot:
 
     def json(self) -> str:
         """Return the figure as JSON that may stand within HTML."""
-        text: str = self.figure.to_json(validate=False)
+        text: str = to_json_plotly(_without_tags(self.figure.to_dict()))
         return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _without_tags(value: Any) -> Any:
+    """Return a part of a figure with its texts escaped: plotly reads tags in them, and names of users may look so."""
+    if isinstance(value, dict):
+        # Templates of labels are the program's own, and have tags of plotly.
+        return {key: inner if key == "hovertemplate" else _without_tags(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_tags(inner) for inner in value]
+    return value.replace("&", "&amp;").replace("<", "&lt;") if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

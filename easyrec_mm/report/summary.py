@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from easyrec_mm.errors import UserError
+from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.report.context import Context
 from easyrec_mm.report.section import Part, Text, Tile, Tiles, Unavailable
 from easyrec_mm.runs.evaluations import END
+
+_MOST_METRICS = 6
 
 
 def summary(context: Context) -> Sequence[Part]:
@@ -23,6 +26,10 @@ def summary(context: Context) -> Sequence[Part]:
         notes.append(Text(f"The evaluation data cannot be read: {error}", "warning"))
     else:
         notes += _too_many_bad(context)
+        num_metrics = len(_metric_names(evaluated.results))
+        if num_metrics > _MOST_METRICS:
+            text = f"The first {_MOST_METRICS} of {num_metrics} metrics; the section Metrics has those of all tasks."
+            notes.append(Text(text, "note"))
         how = evaluated.results.confidence
         if how:
             notes.append(
@@ -50,14 +57,18 @@ def _too_many_bad(context: Context) -> list[Part]:
     return warnings
 
 
+def _metric_names(results: EvalResults) -> list[str]:
+    """Return the names of the metrics of all samples."""
+    return [name for name in results if "/" not in name and name != "num_samples"]
+
+
 def _metric_tiles(context: Context) -> list[Tile]:
     try:
         results = context.evaluated.results
     except (Unavailable, UserError):
         return []
-    names = [name for name in results if "/" not in name and name != "num_samples"]
     tiles = []
-    for name in names[:6]:
+    for name in _metric_names(results)[:_MOST_METRICS]:
         interval = results.intervals.get(name)
         note = f"[{interval[0]:.4f}, {interval[1]:.4f}]" if interval else results.undefined.get(name, "")
         tiles.append(Tile(name, f"{results[name]:.4f}" if results[name] == results[name] else "undefined", note))

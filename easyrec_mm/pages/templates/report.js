@@ -5,6 +5,7 @@
   const panels = all("[role=tabpanel]");
   const narrow = matchMedia("(max-width: 60rem)");
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const coarse = matchMedia("(pointer: coarse)").matches;
 
   // Tabs: the address names the section, arrows move between them.
   const show = (name, moves = false) => {
@@ -121,6 +122,13 @@
     }
     return result;
   };
+  // Names beside bars get at most a part of a narrow plot.
+  const shortNames = (traces, width) => {
+    const most = Math.max(12, Math.floor(width / 18));
+    const names = traces.flatMap((trace) => Array.isArray(trace.y) ? trace.y : []);
+    const long = names.filter((name) => typeof name === "string" && name.length > most);
+    return Object.fromEntries(long.map((name) => [name, `${name.slice(0, most)}\u2026`]));
+  };
   const layoutOf = (own, style) => {
     const text = style.getPropertyValue("--text").trim();
     const card = style.getPropertyValue("--card").trim();
@@ -130,13 +138,17 @@
       margin: { l: 52, r: 12, t: 8, b: 42 }, hovermode: "closest",
       hoverlabel: { bgcolor: card, bordercolor: style.getPropertyValue("--line").trim(), font: { color: text } },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", xanchor: "left" },
-      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+      dragmode: coarse ? false : "zoom",
     };
     const axes = Object.keys(own).filter((key) => /^[xy]axis\d*$/.test(key));
     new Set(["xaxis", "yaxis", ...axes]).forEach((axis) => { base[axis] = AXIS(style); });
     return merged(base, own);
   };
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  // Fingers do not hover: the buttons of a plot would always lie on it.
+  const CONFIG = {
+    responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover",
+    modeBarButtonsToRemove: ["lasso2d", "select2d"],
+  };
   // plotly.js stands in the page as text: reading its 5 MB takes a part of a second, and tabs work before that.
   const loadPlotly = () => {
     if (window.Plotly) return;
@@ -151,7 +163,10 @@
     const { data, layout } = coloured(JSON.parse(figure.querySelector("script").textContent), style);
     const slider = figure.closest("[role=tabpanel]").querySelector(".smoothing input");
     const traces = withSmoothLines(data, slider ? Number(slider.value) : 0);
-    window.Plotly.react(figure.querySelector(".canvas"), traces, layoutOf(layout, style), CONFIG);
+    const canvas = figure.querySelector(".canvas");
+    const full = layoutOf(layout, style);
+    if (full.yaxis.type === "category") full.yaxis.labelalias = shortNames(data, canvas.clientWidth);
+    window.Plotly.react(canvas, traces, full, CONFIG);
     figure.dataset.drawn = "yes";
   };
   const figures = all("figure.plot");
