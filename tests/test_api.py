@@ -205,8 +205,15 @@ def test_a_server_answers_what_the_training_predicts(shop):
         np.testing.assert_allclose(shared["probs_click"], expected["probs_click"], atol=1e-5)
         with pytest.raises(er.UserError, match=r"^candidates:1: age: is missing"):
             server.predict(some.drop(columns="age"))
-        with pytest.raises(er.UserError, match=r"^candidates:26: age: is missing"):
-            server.predict(some.assign(age=some["age"].astype("Int64").where(np.arange(50) != 25)))
+        with pytest.raises(er.UserError, match=r"^instance 1: age: is missing"):
+            server.predict([{"path": "images/3.png", "age": age} for age in (30, None)])
+        gaps = some.assign(age=some["age"].where(np.arange(50) % 2 == 0))
+        filled = server.predict(gaps)
+        pd.testing.assert_frame_equal(filled, run.predict(gaps), check_dtype=False, atol=1e-5)
+        assert filled.equals(server.predict(some.assign(age=some["age"] * (np.arange(50) % 2 == 0))))
+        assert not np.allclose(filled["probs_click"], answers["probs_click"])
+        all_share = server.predict(some.assign(age=None), shared={"age": 30})
+        assert all_share.equals(server.predict(some.assign(age=30)))
         with pytest.raises(er.DataError, match=r"candidates: column 'age': .*whole number"):
             server.predict(some.assign(age=30.5))
         assert server.predict(some.assign(age=some["age"].astype(float))).equals(answers)

@@ -7,7 +7,7 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from easyrec_mm.errors import UserError, did_you_mean
+from easyrec_mm.errors import UserError, did_you_mean, install_extra
 
 Options = TypeVar("Options")
 
@@ -60,5 +60,4 @@ def require_spark() -> None:
     try:
         import pyspark  # noqa: F401
     except ImportError as error:
-        install = "install it in the clone: .venv/bin/python -m pip install -e '.[spark]'"
-        raise UserError(f"--engine spark: {error}; {install}") from error
+        raise UserError(f"--engine spark: {error}; {install_extra('spark')}") from error
