@@ -9,10 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from flat_helpers import make_log
 from scipy.stats import binomtest
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import auc, average_precision_score, log_loss, precision_recall_curve, roc_auc_score, roc_curve
 
+from easyrec_mm.config.pipeline import load_pipeline
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.input import Input
 from easyrec_mm.errors import DataError
 from easyrec_mm.evaluation.metrics import LogLoss
 from easyrec_mm.evaluation.rows import Rows
@@ -287,3 +291,23 @@ def test_a_figure_goes_through_json_unchanged():
     figure = go.Figure(**json.loads(plot.json()))
     assert figure.data[0].y == ("<b>", "&")
     assert plot.height == 200
+
+
+def test_explanations_read_tables_again(tmp_path, monkeypatch):
+    """A dataset of tables cannot be iterated again; the files can be read again all the same."""
+    monkeypatch.chdir(tmp_path)
+    make_log(tmp_path)
+    pipeline = load_pipeline("x.config")
+    data, schema = pipeline.config.data_config, pipeline.schema
+    inputs = Input(data, schema, pipeline.config.eval_input_path, "eval_input_path", BadRecords(None, 1.0))
+    evaluated = SimpleNamespace(inputs=inputs)
+    clicks_of_file = np.concatenate([item.batch.labels["click"] for item in inputs.batches()])
+    chosen = np.array([0, 3, len(clicks_of_file) - 1])
+    for _ in range(2):
+        read = [
+            (item.batch.labels["click"].numpy()[rows], numbers)
+            for item, rows, numbers in Evaluated.items_of(evaluated, chosen)
+        ]
+        labels, numbers = (np.concatenate(parts) for parts in zip(*read, strict=True))
+        assert numbers.tolist() == chosen.tolist()
+        assert labels.tolist() == clicks_of_file[chosen].tolist()

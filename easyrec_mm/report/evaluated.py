@@ -101,12 +101,7 @@ class Evaluated:
 
         Yields:
           The batch, the indices of the samples within it, and their numbers.
-
-        Raises:
-          Unavailable: if the data can be read only once, as from a pipe.
         """
-        if not self.inputs.source.is_read_again:
-            raise Unavailable("The evaluation data can be read only once.")
         first = 0
         for item in self.inputs.batches():
             last = first + item.batch.num_samples

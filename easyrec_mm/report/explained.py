@@ -27,7 +27,7 @@ from easyrec_mm.explain.samples import Item, Limits, ReadSamples, explained_plan
 from easyrec_mm.explain.untrained import NoUntrainedModelError, untrained_model
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.report.extremes import Sample, in_words
-from easyrec_mm.report.section import Part, Text, Unavailable
+from easyrec_mm.report.section import Part, Text
 from easyrec_mm.schema import Schema, Task
 
 if TYPE_CHECKING:
@@ -96,11 +96,7 @@ class Explained:
     @cached_property
     def inputs(self) -> Input:
         """The evaluation data, which are read another time."""
-        evaluated, plan = self._context.evaluated, explained_plan(self._run.pipeline.config, self.schema)
-        if not evaluated.inputs.source.is_read_again:
-            raise Unavailable(
-                "The evaluation data can be read only once, as from a pipe; explanations read them again."
-            )
+        plan = explained_plan(self._run.pipeline.config, self.schema)
         fields = tuple(dict.fromkeys([*plan.fields, *self.schema.feature_fields(), self.category_field]))
         return Input(
             self._run.pipeline.config.data_config,
