@@ -194,7 +194,9 @@ def test_a_training_never_starts_anew_over_checkpoints(data, tmp_path, capsys):
     for content in (None, content[:20]):
         if content is not None:
             index.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"holds files of model\.ckpt-1, .+ none has a whole \.index; put these"):
+        with pytest.raises(
+            CheckpointError, match=r"holds files of model\.ckpt-1, .+ none has a whole \.index; put these"
+        ):
             Training(data, tmp_path, train="num_steps: 3").run()
     for file in {*folder.glob("model.ckpt-*")} - {*folder.glob("model.ckpt-1.*")}:
         file.unlink()

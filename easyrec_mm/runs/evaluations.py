@@ -69,9 +69,7 @@ def forget_later_steps(path: Path, step: int) -> int:
     if not path.exists():
         return 0
     lines = list(read_lines(path))
-    kept = [
-        line for line in lines if line["kind"] == START or int(line["step"]) + (line["kind"] == END) <= step
-    ]
+    kept = [line for line in lines if line["kind"] == START or int(line["step"]) + (line["kind"] == END) <= step]
     text, before = "".join(json.dumps(line) + "\n" for line in kept), path.read_text(encoding="utf-8", errors="replace")
     if text != before:
         put_text(path, text)
