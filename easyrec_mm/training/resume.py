@@ -125,8 +125,8 @@ def warn_of_remains(folder: ModelDir) -> None:
     names = sorted({name.partition(".index")[0].partition(".data-")[0] for name in remains})
     if len(names) > 1:
         raise CheckpointError(
-            f"model_dir '{folder.local}': holds files of {', '.join(names)}, of which none has a whole .index; put these "
-            f"back, or remove the files {PREFIX}-* to train from the start"
+            f"model_dir '{folder.local}': holds files of {', '.join(names)}, of which none has a whole .index; put "
+            f"these back, or remove the files {PREFIX}-* to train from the start"
         )
     if remains:
         say(
