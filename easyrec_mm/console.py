@@ -124,16 +124,16 @@ class Stream:
           is_work: whether it is of the work under way.
           fields: its figures by name, for JSON.
         """
-        match = _LEVEL.match(message)
-        level = _LEVELS[match[1]] if match else self._level
-        is_detail = level == _INFO and (is_work or match is not None)
+        level = self._level_of(message)
+        is_detail = level == _INFO and (is_work or _LEVEL.match(message) is not None)
         if not (self._console.is_quiet and is_detail):
             self.terminal.write(self._formed(message, level, fields or {}))
 
     def pass_on(self, line: str, worker: int) -> None:
         """Write a line that a worker has printed, which has left out what it should."""
         if self._console.is_json:
-            self.terminal.write(self._formed(line.rstrip("\n"), self._level, {"worker": worker}))
+            message = line.rstrip("\n")
+            self.terminal.write(self._formed(message, self._level_of(message), {"worker": worker}))
         else:
             self.terminal.write(_safe(f"[{worker}] {line}"))
 
@@ -146,6 +146,10 @@ class Stream:
         if message := getattr(self._begun, "text", ""):
             self._begun.text = ""
             self.put(message)
+
+    def _level_of(self, message: str) -> str:
+        match = _LEVEL.match(message)
+        return _LEVELS[match[1]] if match else self._level
 
     def _formed(self, message: str, level: str, fields: Mapping[str, Any]) -> str:
         if not self._console.is_json:

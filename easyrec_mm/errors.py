@@ -114,6 +114,11 @@ def advice_for(error: OSError) -> str:
     return "make room there, or choose another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
+def install_extra(extra: str) -> str:
+    """Return the end of a message about a package that is missing because an extra of this one was not installed."""
+    return f"install easyrec-mm[{extra}]; in the clone: .venv/bin/python -m pip install -e '.[{extra}]'"
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of a library's message; the name of the error if it has no message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

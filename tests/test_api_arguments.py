@@ -15,6 +15,9 @@ from flat_helpers import make_log
 
 import easyrec_mm as er
 from easyrec_mm.api.frames import fields_of, table_of
+from easyrec_mm.api.options import options_from
+from easyrec_mm.embedding.embed import EmbedOptions
+from easyrec_mm.serving.release import ServiceOptions
 
 # Modules that the import of the package must not bring.
 HEAVY = ("tensorflow", "keras", "numpy", "pandas", "pyarrow", "google.protobuf")
@@ -149,6 +152,15 @@ def test_frames_that_cannot_be_read(frame, message):
 # --- Arguments
 
 
+def test_options_take_paths_and_values_of_numpy():
+    values = {"bad_pictures": Path("bad.jsonl"), "batch_size": np.int64(8), "max_bad_share": np.float32(0.5)}
+    options = options_from(EmbedOptions, values, "embed")
+    assert options == EmbedOptions("bad.jsonl", batch_size=8, max_bad_share=0.5)
+    assert isinstance(options.batch_size, int)
+    service = options_from(ServiceOptions, {"rec_model_dir": "r", "image_hosts": "s3://a", "num_threads": 2}, "Server")
+    assert service.image_hosts == ("s3://a",)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -160,6 +172,24 @@ def test_frames_that_cannot_be_read(frame, message):
         (
             lambda: er.group("x.csv", "g", group_by="a", image_field="b", format="csv"),
             "group: format: is 'csv'; choose one of parquet, tfrecord, rtp",
+        ),
+        (
+            lambda: er.group("x.csv", "g", group_by="a", image_field="b", max_group_size="8"),
+            "group: max_group_size: is '8'; give a whole number",
+        ),
+        (
+            lambda: er.group("x.csv", "g", group_by="a", image_field="b", overwrite=1),
+            "group: overwrite: is 1; give True or False",
+        ),
+        (
+            lambda: er.group("x.csv", "g", group_by="a", image_field="b", label_fields=["c", 5]),
+            r"group: label_fields: is \('c', 5\); give a text or a list of texts",
+        ),
+        (lambda: er.Server("r", "lmdb://v", max_instances=True), "Server: max_instances: is True; give a whole number"),
+        (lambda: er.Server("r", "lmdb://v", picture_timeout_s="x"), "Server: picture_timeout_s: is 'x'; give a number"),
+        (
+            lambda: er.Server("r", "lmdb://v", image_hosts=5),
+            "Server: image_hosts: is 5; give a text or a list of texts",
         ),
         (lambda: er.embed("i", "x.txt", "lmdb://v"), "i: no manifest.json"),
         (lambda: er.embed("i", "x.txt", "lmdb://v", runtime="gpu"), "embed: runtime: is 'gpu'; choose one of auto,"),

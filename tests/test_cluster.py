@@ -38,6 +38,7 @@ def test_clusters_of_workers():
     ("value", "message"),
     [
         ("{", "TF_CONFIG is not JSON: .*; give it as {"),
+        ("[" * 100_000, "TF_CONFIG is not JSON: maximum recursion depth exceeded"),
         ("[1]", "TF_CONFIG has no 'cluster' and 'task'"),
         ({"cluster": {"worker": ["a:1"]}}, "TF_CONFIG has no 'cluster' and 'task'"),
         ({"cluster": {"worker": "a:1"}, "task": {"type": "worker"}}, r"cluster\.worker is not a list of addresses"),

@@ -61,6 +61,17 @@ def test_each_script_is_one_of_its_shell_and_names_every_command(shell, scripts)
         subprocess.run([shell, "-n", scripts[shell]], check=True)
 
 
+def test_the_script_of_zsh_loads_what_it_needs_before_it_registers_itself(scripts):
+    """Without a .zshrc that has done so, `compdef` does not exist."""
+    text = scripts["zsh"].read_text()
+    assert 0 < text.index("autoload -Uz compinit && compinit") < text.index("compdef _shtab_easyrec_mm")
+    assert "compinit" not in scripts["bash"].read_text() + scripts["fish"].read_text()
+    if shutil.which("zsh"):
+        code = f'eval "$(<{scripts["zsh"]})"; print -r -- $_comps[easyrec-mm]'
+        done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == ("_shtab_easyrec_mm\n", "")
+
+
 def test_another_shell_is_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["completion", "csh"])

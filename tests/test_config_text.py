@@ -57,7 +57,7 @@ def test_loading_imports_no_tensorflow(tmp_path):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.config: no such file; give the pipeline config with --pipeline_conf"):
+    with pytest.raises(ConfigError, match=r"none\.config: no such file; give the path of a pipeline config"):
         load_pipeline(str(tmp_path / "none.config"))
 
 

@@ -191,6 +191,11 @@ def test_a_training_never_starts_anew_over_checkpoints(data, tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r"of which no file \.index is left; put them back, or remove the list"):
         Training(data, tmp_path, train="num_steps: 3").run()
     (folder / "checkpoint").unlink()
+    index.write_bytes(content[:20])
+    with pytest.raises(CheckpointError, match=r"holds files of model\.ckpt-1, .+ none has a whole \.index; put these"):
+        Training(data, tmp_path, train="num_steps: 3").run()
+    for file in {*folder.glob("model.ckpt-*")} - {*folder.glob("model.ckpt-1.*")}:
+        file.unlink()
     Training(data, tmp_path, train="num_steps: 1").run()
     said = capsys.readouterr().out
     assert f"warning: {folder} holds no complete checkpoint, but model.ckpt-1.data-00000-of-00001, " in said

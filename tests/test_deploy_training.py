@@ -369,7 +369,7 @@ def test_a_model_dir_that_workers_do_not_share(folder, capsys, model_dir, claim,
 def test_configs_that_do_not_load(folder, capsys):
     assert refusal(capsys, "--pipeline_config", "none.config") == (
         1,
-        "error: none.config: no such file; give the pipeline config with --pipeline_config",
+        "error: none.config: no such file; give the path of a pipeline config",
     )
     (folder / "x.config").write_text(CONFIG.replace("hash_bucket_size", "hash_bucket_siz"))
     assert "did you mean 'hash_bucket_size'?" in refusal(capsys)[1]

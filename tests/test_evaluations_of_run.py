@@ -52,6 +52,12 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path):
     assert forget_later_steps(tmp_path / "none", 10) == 0
 
 
+def test_the_end_from_which_a_training_goes_on_is_forgotten(tmp_path):
+    path = write(tmp_path / "metrics.jsonl", start(0), line(10, 0.6), {"kind": "end", "step": 10, "reason": "r"})
+    assert forget_later_steps(path, 10) == 0
+    assert path.read_text() == write(tmp_path / "other.jsonl", start(0), line(10, 0.6)).read_text()
+
+
 def test_lines_of_an_evaluation_are_read(tmp_path):
     path = write(
         tmp_path / "metrics.jsonl",

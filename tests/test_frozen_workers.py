@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from flat_helpers import make_log
-from forked import Command
+from forked import Command, Process
 from servers import free_port
 from test_workers import CONFIG, TOGETHER, TRAIN, Workers, size
 
 from easyrec_mm.distribution import joining, watching
+from easyrec_mm.distribution.cluster import Cluster
+from easyrec_mm.errors import LostWorkerError
 from easyrec_mm.exit_status import LOST_WORKER
 
 pytestmark = pytest.mark.slow
@@ -52,6 +54,43 @@ def test_the_limits_leave_less_than_a_minute():
     asked_s = watching.NUM_QUESTIONS * watching.ANSWER_S
     assert asked_s == joining.HEARTBEAT_S == 30
     assert watching.ASK_EVERY_S + asked_s + watching.END_S <= LIMIT_S - 10
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_worker_that_is_lost_before_its_server_starts_is_named(tmp_path, number):
+    """It has met the others, which then start their servers, and wait for it no longer than for one that is lost."""
+    assert joining.START_S + watching.ANSWER_S <= LIMIT_S - 10
+    addresses = tuple(f"127.0.0.1:{free_port()}" for _ in range(2))
+    process = Process(functools.partial(_join, Cluster(addresses, number)), tmp_path, tmp_path / "output.txt")
+    status, output = process.end()
+    assert status == LOST_WORKER, output
+    assert f"worker {1 - number} ({addresses[1 - number]}) cannot be reached any more" in output
+
+
+def test_a_signal_that_comes_before_the_first_step_ends_a_worker(tmp_path):
+    """TensorFlow's service takes SIGTERM at the start, and does nothing."""
+    addresses = tuple(f"127.0.0.1:{free_port()}" for _ in range(2))
+    processes = [
+        Process(functools.partial(_join, Cluster(addresses, number), 30), tmp_path, tmp_path / f"output_{number}.txt")
+        for number in range(2)
+    ]
+    for number, process in enumerate(processes):
+        process.wait_for(tmp_path / f"output_{number}.txt", "has joined")
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert [process.end(timeout_s=30)[0] for process in processes] == [-signal.SIGTERM] * 2
+
+
+def _join(cluster, start_s=2):
+    joining.START_S, watching.ANSWER_S = start_s, 0.5
+    try:
+        joining.join(cluster)
+    except LostWorkerError as error:
+        print(error)
+        return error.exit_status
+    print("has joined")
+    time.sleep(60)
+    return 0
 
 
 def test_only_a_server_of_grpc_answers(monkeypatch):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from flat_helpers import CONFIG, make_log
 
+from easyrec_mm.console import json_line
+
 SCRIPT = Path(__file__).parent.parent / "scripts/local_cluster"
 STAND_IN = """#!{python}
 import json, os, signal, sys, time
@@ -62,6 +64,20 @@ def test_each_worker_has_its_place_and_its_cores(script):
         assert len(set(task["cluster"]["worker"])) == 3
         cores |= set(own)
     assert cores == os.sched_getaffinity(0)
+
+
+def test_json_logs_have_the_worker_as_a_field(script):
+    line = json_line(0.0, "INFO", "easyrec_mm.train", "train step 3", {"step": 3})
+    action = f"print({line!r}); print('error: a library says', file=sys.stderr)"
+    process = script(action, "--workers", "2", "--", "train", "--pipeline_config", "x.config", "--json_logs")
+    lines = [json.loads(line) for line in process.communicate(timeout=60)[0].splitlines()]
+    by_message = {(line["message"], line["worker"]): line for line in lines}
+    for worker in range(2):
+        assert by_message["train step 3", worker] == {**json.loads(line), "worker": worker}
+        assert by_message["error: a library says", worker]["level"] == "ERROR"
+    process = script("", "--workers", "2", "--", "train", "--pipeline_config", "y.config", "--json_logs")
+    (error,) = map(json.loads, process.communicate(timeout=60)[0].splitlines())
+    assert (error["level"], error["logger"]) == ("ERROR", "easyrec_mm.train")
 
 
 @pytest.mark.parametrize(

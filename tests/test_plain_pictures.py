@@ -2,6 +2,8 @@
 
 import io
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -29,10 +31,12 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from test_decode import exif_block, with_exif
 
+from easyrec_mm.data import whole_pictures
 from easyrec_mm.data.decode import UNKNOWN_FORMAT
 from easyrec_mm.data.picture_formats import ANIMATED_WEBP, ODD_GIF
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.plain_pictures import MAX_SCANS, plain_picture
+from easyrec_mm.data.whole_pictures import ANY_PICTURE, decode_whole
 
 ORIENTATION_TAG = 0x0112
 
@@ -210,3 +214,22 @@ def test_a_graph_decodes_all_others_by_itself(name):
 def test_a_graph_refuses_them(name):
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"{UNKNOWN_FORMAT}|{ODD_GIF}|{ANIMATED_WEBP}"):
         decode(ODD[name])
+
+
+def test_threads_that_decode_their_first_pictures_share_a_decoder(monkeypatch):
+    """TensorFlow warns of functions that are compiled again and again, and compiling takes longer than decoding."""
+    compile_function = tf.function
+
+    def compile_slowly(*arguments, **settings):
+        time.sleep(0.05)
+        compiled.append(settings)
+        return compile_function(*arguments, **settings)
+
+    compiled = []
+    monkeypatch.setattr(tf, "function", compile_slowly)
+    monkeypatch.setattr(whole_pictures, "decode_picture", lambda data, image: tf.zeros([1, image.width, 3], tf.uint8))
+    content, image = encode(RGB, "PNG"), replace(ANY_PICTURE, width=7)
+    with ThreadPoolExecutor(8) as pool:
+        decoded = list(pool.map(lambda _: decode_whole(content, image), range(8)))
+    assert [pixels.shape for pixels in decoded] == [(1, 7, 3)] * 8
+    assert len(compiled) == 1

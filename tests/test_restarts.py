@@ -64,13 +64,14 @@ LISTS = {
     "empty": "",
     "no text": b"\xff\xfe\x00garbage",
     "another text": "garbage",
+    "zeros after a loss of power": b"\0" * 200,
     "cut in half": 0.5,
     "cut behind its first line": 'model_checkpoint_path: "model.ckpt-20"\n',
 }
 
 
 @pytest.mark.parametrize("content", LISTS.values(), ids=LISTS.keys())
-def test_the_list_is_made_anew_from_the_checkpoints_that_lie_there(tmp_path, content):
+def test_the_list_is_made_anew_from_the_checkpoints_that_lie_there(tmp_path, content, capfd):
     checkpoints = Checkpoints(str(tmp_path))
     paths = [checkpoints.save(step, variables()) for step in (3, 20)]
     (tmp_path / "model.ckpt-30.index").write_bytes(b"its training was killed while it was written")
@@ -82,6 +83,7 @@ def test_the_list_is_made_anew_from_the_checkpoints_that_lie_there(tmp_path, con
     elif content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert checkpoints.all() == paths
+    assert capfd.readouterr().err == ""  # each look would tell of it; a training does so once
     checkpoints.save(21, variables())
     assert checkpoints.all() == [*paths, str(tmp_path / "model.ckpt-21")]
     assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-21")

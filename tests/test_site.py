@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shutil
@@ -117,13 +118,16 @@ def test_markdown_is_read_as_it_was_meant(pages):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_page_of_a_command_has_every_flag_of_its_help(command, pages, capsys):
+def test_the_page_of_a_command_has_every_flag_of_its_help(command, pages, capsys, monkeypatch):
     text = pages[f"commands/{command}.html"]
+    shown = html.unescape(re.sub("<[^>]*>", "", text))
+    monkeypatch.setenv("COLUMNS", "10000")  # a line for each flag
     with pytest.raises(SystemExit):
         make_parser().parse_args([command, "--help"])
-    flags = set(re.findall(r"^  (--[a-z_]+)", capsys.readouterr().out, re.MULTILINE))
+    flags = dict(re.findall(r"^  (--[a-z_]+).*?  +(\S.*)", capsys.readouterr().out, re.MULTILINE))
     assert flags
     assert {flag for flag in flags if f"<code>{flag}" not in text} == set()
+    assert {flag: meaning for flag, meaning in flags.items() if meaning not in shown} == {}
 
 
 def test_the_page_of_each_command_leads_to_one_that_explains_it(monkeypatch):

@@ -64,6 +64,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_once(data, tmp_path, mon
     assert steps(training, "eval") == list(range(1, 10))
     evaluated_training(data, tmp_path, "").run()  # nothing left to do
     assert steps(training, "eval") == list(range(1, 10))
+    assert steps(training, "end") == [9]
 
 
 def test_the_results_are_those_of_an_undisturbed_training(data, tmp_path, monkeypatch):

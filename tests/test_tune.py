@@ -277,4 +277,7 @@ def test_the_command_tells_what_is_missing(tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main([*tune, "--space", "pictures"]) == 1
-    assert "install it: pip install easyrec-mm[tune]" in capsys.readouterr().err
+    assert (
+        "install easyrec-mm[tune]; in the clone: .venv/bin/python -m pip install -e '.[tune]'"
+        in capsys.readouterr().err
+    )

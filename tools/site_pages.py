@@ -230,7 +230,7 @@ def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def _text(text: str) -> str:
-    return re.sub(r"[*_<]", r"\\\g<0>", text)
+    return re.sub(r"[*_]", r"\\\g<0>", text.replace("<", "&lt;"))  # Markdown has no backslash for <
 
 
 def _cell(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from easyrec_mm.console import warn
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
+from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline
@@ -120,6 +121,7 @@ def reading(pipeline: Pipeline, settings: Mapping[str, Any] | None) -> Pipeline:
 
 def find_checkpoint(pipeline: Pipeline, path: str, folder: ModelDir | None = None) -> str:
     """Return the path found by choose_checkpoint, and print its note on the choice as a warning."""
+    import_tensorflow()
     from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 
     choice = choose_checkpoint(pipeline, path or None, folder)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from easyrec_mm.errors import UserError, did_you_mean
+from easyrec_mm.errors import UserError, did_you_mean, install_extra
 
 Options = TypeVar("Options")
+# Type of an option -> types of the values that it takes, and these in words.
+_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "True or False"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+    tuple[str, ...]: ((tuple,), "a text or a list of texts"),
+}
 
 
 def options_from(kind: type[Options], values: Mapping[str, Any], function: str) -> Options:
@@ -21,7 +30,7 @@ def options_from(kind: type[Options], values: Mapping[str, Any], function: str) 
       function: name of the function that takes them as arguments, for messages.
 
     Raises:
-      UserError: if a field does not exist, or has a few possible values and not this one.
+      UserError: if a field does not exist, or a value is of another type or not one of a few that are possible.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     hints = get_type_hints(kind)
@@ -29,9 +38,27 @@ def options_from(kind: type[Options], values: Mapping[str, Any], function: str) 
     for name, value in values.items():
         if name not in names:
             raise UserError(f"{function}: no option '{name}'; {did_you_mean(name, names)}")
-        converted[name] = names_of(value) if hints[name] == tuple[str, ...] else value
-        require_choice(value, hints[name], f"{function}: {name}")
+        place = f"{function}: {name}"
+        require_choice(value, hints[name], place)
+        converted[name] = _converted(value, hints[name], place)
     return kind(**converted)
+
+
+def _converted(value: Any, hint: Any, place: str) -> Any:
+    """Return a value as an option of a type has it: NumPy's scalars and paths become Python's numbers and texts."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if hint == tuple[str, ...] and isinstance(value, Iterable):
+        value = names_of(value)
+    if hint not in _TYPES:
+        return value
+    kinds, description = _TYPES[hint]
+    is_valid = isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+    if not is_valid or (hint == tuple[str, ...] and not all(isinstance(name, str) for name in value)):
+        raise UserError(f"{place}: is {value!r}; give {description}")
+    return value
 
 
 def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -60,5 +87,4 @@ def require_spark() -> None:
     try:
         import pyspark  # noqa: F401
     except ImportError as error:
-        install = "install it in the clone: .venv/bin/python -m pip install -e '.[spark]'"
-        raise UserError(f"--engine spark: {error}; {install}") from error
+        raise UserError(f"--engine spark: {error}; {install_extra('spark')}") from error

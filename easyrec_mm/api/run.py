@@ -64,6 +64,7 @@ class Run:
         Raises:
           DataError: if the training has recorded nothing.
         """
+        import_tensorflow()
         import pandas as pd
 
         from easyrec_mm.runs.evaluations import METRICS, read_lines

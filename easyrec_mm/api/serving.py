@@ -54,7 +54,8 @@ class Server:
 
         Args:
           candidates: a DataFrame, whose other columns are left out, or a list of objects: the fields that the model
-            reads, with the key of the picture in the image field.
+            reads, with the key of the picture in the image field. A missing value in a DataFrame is what it is in
+            training; objects are checked like those of a request.
           shared: fields that all candidates have in common, such as those of the user.
 
         Raises:
@@ -67,7 +68,7 @@ class Server:
                 kind = type(candidates).__name__
                 raise DataError(f"candidates: is a {kind}; give a DataFrame, or a list of objects with fields")
             return pd.DataFrame(self._outputs({"instances": list(candidates), "shared": dict(shared or {})}))
-        columns = self._columns(candidates)
+        columns = self._columns(candidates, shared or {})
         parts = []
         for start in range(0, len(candidates), self._options.max_instances):
             end = min(start + self._options.max_instances, len(candidates))
@@ -102,12 +103,19 @@ class Server:
         answer = self._service.answer(body)
         return {name: values.tolist() for name, values in answer.outputs.items()}
 
-    def _columns(self, frame: pd.DataFrame) -> dict[str, list[Any]]:
-        """Return the values of the fields that the model knows, in the types of requests."""
-        reader = self._service.release.reader
-        dtypes = dtypes_of(self._service.release.predictor.manifest.schema)
+    def _columns(self, frame: pd.DataFrame, shared: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Return the values of the fields that the model knows, in the types of requests.
+
+        A missing value is what it is in training, the default of its field, unless all candidates share another one.
+        """
+        reader, schema = self._service.release.reader, self._service.release.predictor.manifest.schema
+        dtypes = dtypes_of(schema)
         table = fields_of(frame, "candidates", {name: dtypes.get(name, "") for name in sorted(reader.known_names)})
-        return {name: _values(table[name], dtypes.get(name, ""), name) for name in table.column_names}
+        columns = {name: _values(table[name], dtypes.get(name, ""), name) for name in table.column_names}
+        for name in {*schema.request_fields()}.intersection(columns).difference(shared, [reader.key_field]):
+            default = schema.field(name).default_value
+            columns[name] = [default if value is None else value for value in columns[name]]
+        return columns
 
 
 @contextmanager

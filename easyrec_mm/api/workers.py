@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from easyrec_mm.console import say
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline
@@ -69,6 +70,7 @@ def join_workers(cluster: Cluster | None, pipeline: Pipeline, limit_s: float) ->
         return None
     from easyrec_mm.distribution.cluster import meet
 
+    import_tensorflow()  # which takes longer on some machines than on others
     say(f"{cluster.name(cluster.number)} of {len(cluster.workers)}: waiting for the others")
     meet(cluster, facts_of(pipeline), limit_s)
     from easyrec_mm.distribution.joining import join

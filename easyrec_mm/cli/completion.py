@@ -11,6 +11,8 @@ from easyrec_mm.files import plain
 HELP = "print the script by which a shell completes commands, flags and their values"
 
 SHELLS = ("bash", "zsh", "fish")
+# Shell -> what its script does first: zsh has `compdef`, which the script calls, only after `compinit`.
+_FIRST = {"zsh": "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"}
 
 
 def add_flags(parser: f.Parser) -> None:
@@ -25,7 +27,7 @@ def run(flags: f.Flags) -> int:
 
     from easyrec_mm.cli.main import make_parser
 
-    print(complete(make_parser(_ParserOfFiles), flags.shell))
+    print(complete(make_parser(_ParserOfFiles), flags.shell, preamble=_FIRST.get(flags.shell, "")))
     return 0
 
 

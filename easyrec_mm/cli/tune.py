@@ -10,7 +10,7 @@ from easyrec_mm.api.loading import require_path
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import load_quietly
 from easyrec_mm.console import say
-from easyrec_mm.errors import UserError
+from easyrec_mm.errors import UserError, install_extra
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files import is_remote
 
@@ -87,7 +87,7 @@ def require_optuna() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError as error:
-        raise UserError(f"tune: {error}; install it: pip install easyrec-mm[tune]") from error
+        raise UserError(f"tune: {error}; {install_extra('tune')}") from error
 
 
 def _entries(space: str, pipeline: Pipeline) -> list[Entry]:

@@ -74,7 +74,7 @@ def read_text(path: str) -> str:
     try:
         return files.read(path).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; give the pipeline config with --pipeline_config") from error
+        raise ConfigError(f"{path}: no such file; give the path of a pipeline config") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8 text; save the config as UTF-8") from error
     except OSError as error:

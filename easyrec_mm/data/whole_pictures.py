@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -19,6 +20,9 @@ from easyrec_mm.schema import Image
 # For data without a config: its size is of no account.
 ANY_PICTURE = Image("", 1, 1, 3, "BILINEAR", True, 50_000_000, background=(255, 255, 255))
 
+# Threads that decode their first picture at the same time would otherwise compile a decoder each.
+_compiling = threading.Lock()
+
 
 def decode_whole(content: bytes, image: Image = ANY_PICTURE) -> NDArray[np.uint8]:
     """Decode a picture file to uint8 `[h, w, 3]`, upright, in the size that it has.
@@ -29,8 +33,10 @@ def decode_whole(content: bytes, image: Image = ANY_PICTURE) -> NDArray[np.uint8
     if not content:
         raise ValueError("is empty (0 bytes)")
     plain = plain_picture(content, image)
+    with _compiling:
+        decoder = _decoder(image)
     try:
-        pixels: NDArray[np.uint8] = _decoder(image)(tf.constant(plain)).numpy()
+        pixels: NDArray[np.uint8] = decoder(tf.constant(plain)).numpy()
     except tf.errors.OpError as error:
         raise ValueError(decoding_problem(error, image)) from error
     return pixels

@@ -68,7 +68,7 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{VARIABLE} is not JSON: {error}; give it as {_EXAMPLE}") from error
     cluster, task = (value.get(name) if isinstance(value, dict) else None for name in ("cluster", "task"))
     if not isinstance(cluster, dict) or not isinstance(task, dict):

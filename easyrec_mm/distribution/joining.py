@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import tensorflow as tf
-from tensorflow.python.eager import context  # TensorFlow has no public way to set the times below, or to end exchanges
+
+# TensorFlow has no public way to set the times below, or to end exchanges.
+from tensorflow.python.eager import context
 
 from easyrec_mm.distribution.cluster import VARIABLE, Cluster
 from easyrec_mm.distribution.replicas import Replicas
@@ -19,8 +23,9 @@ from easyrec_mm.errors import LostWorkerError, UserError, first_line
 # A worker whose server has told nothing for so long is lost, in the eyes of TensorFlow's own service; as long as in
 # those of `watched`. TensorFlow would otherwise end a training after 10 s in which a machine was busy with swapping.
 HEARTBEAT_S = 30
-# Workers that have met load TensorFlow and start their servers within this time.
-_START_S = 300
+# Workers that have met, with TensorFlow loaded, start their servers within this time; with the time in which `silent`
+# asks, less than a minute.
+START_S = 45
 # What exchanges raise when another worker has gone.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 _ABORTED = "Collective ops is aborted"
@@ -34,7 +39,8 @@ def join(cluster: Cluster) -> Replicas:
     """Join the other workers, which have met; TensorFlow must not have computed anything yet.
 
     Raises:
-      UserError: if the servers cannot be started.
+      LostWorkerError: if another worker has gone since.
+      UserError: if the server of this one cannot be started.
     """
     task = {"type": "worker", "index": cluster.number}
     os.environ[VARIABLE] = json.dumps({"cluster": {"worker": list(cluster.workers)}, "task": task})
@@ -45,13 +51,20 @@ def join(cluster: Cluster) -> Replicas:
             context.coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(cluster.workers))
         ],
         heartbeat_timeout_in_ms=1000 * HEARTBEAT_S,
-        cluster_register_timeout_in_ms=1000 * _START_S,
+        cluster_register_timeout_in_ms=1000 * START_S,
     )
+    # Otherwise the first one waits for an hour.
+    context.context().coordination_service.cluster_register_with_barrier = True
     try:
         _strategies.append(tf.distribute.MultiWorkerMirroredStrategy())
     except (tf.errors.OpError, RuntimeError) as error:
+        if lost := silent(cluster):
+            raise LostWorkerError(_lost(cluster, lost)) from error
         name, reason = cluster.name(cluster.number), first_line(error)
         raise UserError(f"{name}: TensorFlow's server cannot be started: {reason}") from error
+    finally:
+        # TensorFlow has taken the signal, which would then have no effect until the first step.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return Replicas(cluster.number, len(cluster.workers))
 
 
@@ -68,15 +81,8 @@ def lost_workers_named(cluster: Cluster | None) -> Iterator[None]:
     def end_exchanges(number: int) -> None:
         context.context().abort_collective_ops(tf.errors.UNAVAILABLE, f"{_task(number)} does not answer")
 
-    def lost(numbers: Collection[int]) -> str:
-        names = ", ".join(cluster.name(number) for number in sorted(numbers)) or "another worker"
-        return (
-            f"{names} cannot be reached any more; look at its log. Start all workers again: they go on from the last "
-            "checkpoint"
-        )
-
     try:
-        with watched(cluster, end_exchanges, lost):
+        with watched(cluster, end_exchanges, partial(_lost, cluster)):
             yield
     except tf.errors.OpError as error:
         # Whatever the network answers in place of the other worker ends an exchange with this text.
@@ -85,7 +91,17 @@ def lost_workers_named(cluster: Cluster | None) -> Iterator[None]:
         named = {int(number) for number in re.findall(r"/task:(\d+)", str(error))}
         if not named and _SERVICE in str(error):
             named = {0}
-        raise LostWorkerError(lost(named.intersection(cluster.others) or silent(cluster))) from error
+        lost = named.intersection(cluster.others) or silent(cluster)
+        raise LostWorkerError(_lost(cluster, lost)) from error
+
+
+def _lost(cluster: Cluster, numbers: Collection[int]) -> str:
+    """Return the message about lost workers."""
+    names = ", ".join(cluster.name(number) for number in sorted(numbers)) or "another worker"
+    return (
+        f"{names} cannot be reached any more; look at its log. Start all workers again: they go on from the last "
+        "checkpoint"
+    )
 
 
 def _task(number: int) -> str:

@@ -306,8 +306,8 @@ def _require_columns(path: str, names: list[str], columns: _Columns) -> None:
     for name in columns.names:
         if name not in names:
             raise DataError(
-                f"{path}: no column '{name}'; {did_you_mean(name, names)} Keys and paths are named with --key_column "
-                "and --path_column."
+                f"{path}: no column '{name}'; {did_you_mean(name, names)} (--key_column and "
+                "--path_column name those of the keys and of the paths)"
             )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.errors import DataError, did_you_mean, install_extra
 from easyrec_mm.files import FileInfo
 from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.formats.typed_groups import ROW
@@ -254,9 +254,7 @@ def client_of(project: str) -> Any:
         from odps import ODPS, options
         from odps.accounts import from_environments
     except ImportError as error:
-        raise DataError(
-            "reading MaxCompute needs PyODPS; install it in the clone: .venv/bin/python -m pip install -e '.[odps]'"
-        ) from error
+        raise DataError(f"reading MaxCompute: {error}; {install_extra('odps')}") from error
     options.connect_timeout = _CONNECT_SECONDS
     options.retry_times = 2
     ini = _read_ini()

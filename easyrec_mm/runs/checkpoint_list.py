@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState  # the public way prints what is damaged
 
 from easyrec_mm.errors import DamagedCheckpointError
 from easyrec_mm.runs.checkpoint_index import read_index
@@ -54,10 +55,10 @@ def _lying(folder: Path) -> list[str]:
 def _listed(folder: Path) -> list[str] | None:
     """Return the names in the list; None if it is missing, not as TensorFlow writes it, or of other checkpoints."""
     try:
-        state = tf.train.get_checkpoint_state(str(folder))
-    except ValueError:  # the list is empty, or not text
+        state = text_format.Parse((folder / STATE).read_text(encoding="utf-8"), CheckpointState())
+    except (FileNotFoundError, IsADirectoryError, UnicodeError, text_format.ParseError):
         return None
-    if state is None:
+    if not state.model_checkpoint_path:
         return None
     names = [Path(path).name for path in state.all_model_checkpoint_paths]
     # A list that was cut at the end of a line lacks its last lines, among them that of the newest checkpoint.

@@ -61,13 +61,15 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def forget_later_steps(path: Path, step: int) -> int:
     """Remove the lines of steps after `step` from a metrics file, except those that tell when trainings began.
 
+    So is an end at `step`: the training goes on from there, or ends there once more.
+
     Lines that cannot be read are removed, too. Their number is returned, without that of an incomplete last line, as a
     kill leaves it.
     """
     if not path.exists():
         return 0
     lines = list(read_lines(path))
-    kept = [line for line in lines if line["kind"] == START or int(line["step"]) <= step]
+    kept = [line for line in lines if line["kind"] == START or int(line["step"]) + (line["kind"] == END) <= step]
     text, before = "".join(json.dumps(line) + "\n" for line in kept), path.read_text(encoding="utf-8", errors="replace")
     if text != before:
         put_text(path, text)

@@ -29,7 +29,7 @@ def checkpoints_in(folder: ModelDir, checkpoints: Checkpoints) -> list[str]:
         names = ", ".join(Path(path).name for path in paths)
         raise CheckpointError(
             f"model_dir '{folder.local}': its list of checkpoints names {names}, of which no file .index is left; put "
-            f"them back, or remove the list (the file '{STATE}') to train from the start"
+            f"them back, or remove the list (the file '{STATE}') and the files {PREFIX}-* to train from the start"
         )
     return paths
 
@@ -116,8 +116,18 @@ def _read_by_all(path: str, read: Callable[[str], Restored], replicas: Replicas)
 
 
 def warn_of_remains(folder: ModelDir) -> None:
-    """Print a warning if a training that starts anew finds files of checkpoints that are not complete."""
+    """Print a warning if a training that starts anew finds files of a checkpoint that is not complete.
+
+    Raises:
+      CheckpointError: if they are of several steps: a kill while the first one was written leaves those of one.
+    """
     remains = sorted(path.name for path in folder.local.glob(f"{PREFIX}-*"))
+    names = sorted({name.partition(".index")[0].partition(".data-")[0] for name in remains})
+    if len(names) > 1:
+        raise CheckpointError(
+            f"model_dir '{folder.local}': holds files of {', '.join(names)}, of which none has a whole .index; put "
+            f"these back, or remove the files {PREFIX}-* to train from the start"
+        )
     if remains:
         say(
             f"warning: {folder.local} holds no complete checkpoint, but {', '.join(remains[:5])}, as after a kill while"
