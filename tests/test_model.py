@@ -100,8 +100,8 @@ def test_prediction_function(full):
     pipeline, model = full
     batch = random_batch(pipeline.schema, MIXED)
     spec = Batch(*(tf.nest.map_structure(tf.type_spec_from_value, tuple(batch))))
-    function = model.prediction_function(spec)
-    assert model.prediction_function(spec) is function
+    function = model.predictions.function(spec)
+    assert model.predictions.function(spec) is function
     assert_same(numpy(function(batch)), numpy(model.predict(batch)))
 
 

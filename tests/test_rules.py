@@ -58,10 +58,10 @@ MAY_IMPORT = {
     "network": "errors features schema weights distribution config data protos",
     "embedding": "errors safe_text schema tasks spark files manifest features store formats runs data",
     "evaluation": "errors safe_text schema stable_hash tasks spark files manifest features store distribution config "
-    "runs data network protos",
+    "runs data network embedding protos",
     "training": "console exit_status errors safe_text schema files features store distribution config runs data "
     "network evaluation protos",
-    "export": "errors schema files manifest features store config formats data network evaluation protos",
+    "export": "errors schema files manifest features store config formats data network embedding evaluation protos",
     "worth": "console errors pages files config formats runs data evaluation training protos",
     "tuning": "console errors safe_text pages files config distribution runs training protos",
     "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "

@@ -36,7 +36,7 @@ from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import NO_IMAGE, Image, RowLayout, Schema, Task
+from easyrec_mm.schema import NO_IMAGE, Attention, Image, RowLayout, Schema, Task
 
 
 def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
@@ -79,13 +79,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         image_labels=image_labels(tower, tasks, problems),
         image_separator=tower.image_separator,
         has_no_image_vector=tower.no_image_vector,
-        attentions=derive_attentions(
-            config.model_config,
-            network.features,
-            _item_name(image_name, groups),
-            item_vector_width(config.model_config.e2e_mm_dbmtl, bool(groups.image_group), bool(groups.text)),
-            problems,
-        ),
+        attentions=_attentions(config, network.features, image_name, groups, problems),
         text=_text(config.data_config, named, groups.text, fields, layout, problems),
     )
     problems.raise_if_any()
@@ -302,6 +296,14 @@ def _image_features(
         else:
             by_name[name] = named[name]
     return list(by_name.values())
+
+
+def _attentions(
+    config: EasyRecConfig, features: tuple[Feature, ...], image_name: str, groups: FeatureGroups, problems: Problems
+) -> tuple[Attention, ...]:
+    model = config.model_config
+    width = item_vector_width(model.e2e_mm_dbmtl, bool(groups.image_group), bool(groups.text))
+    return derive_attentions(model, features, _item_name(image_name, groups), width, problems)
 
 
 def _item_name(image_name: str, groups: FeatureGroups) -> str:

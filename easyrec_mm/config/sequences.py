@@ -59,8 +59,7 @@ def check_attentions(
                 if name != item_name:
                     _check_key(name, named[name][1].feature_type, attention, group, f"{here}.key", problems)
             if item_name in pairs.key and not has_item_vector:
-                problem = f"'{item_name}' needs the image tower: {NO_IMAGE_GROUP}; add one"
-                problems.add(f"{here}.key", problem)
+                problems.add(f"{here}.key", f"'{item_name}' needs the image tower: {NO_IMAGE_GROUP}; add one")
             sequences = _feature_names(pairs.hist_seq, f"{here}.hist_seq", named, problems)
             for name in sequences:
                 kind = named[name][1].feature_type

@@ -311,7 +311,7 @@ def batch_outputs(
 
 def prediction_batches(model: MultimodalModel, inputs: Input) -> Generator[InputBatch, None, None]:
     """Return the batches of an input, with the pictures and texts that the model's banks do not have."""
-    banks = model.prediction_banks()
+    banks = model.predictions.banks()
     return inputs.batches(banks_of=lambda _: banks)
 
 
@@ -327,8 +327,8 @@ def outputs_of(
       name: what is shown.
       with_empty: whether to yield batches without samples, too; these may have no outputs.
     """
-    banks = model.prediction_banks()
-    step = model.prediction_function(spec)
+    banks = model.predictions.banks()
+    step = model.predictions.function(spec)
     progress = Progress(name, None, unit="batch")
     shown = time.monotonic()
     try:

@@ -77,8 +77,8 @@ def predict(model: MultimodalModel, inputs: Input, path: str, is_csv: bool, quot
       OSError: if the output cannot be written.
       UserError: if a reserved column is not exact.
     """
-    model.prediction_banks()  # which the function takes
-    function: Any = model.prediction_function(inputs.spec())
+    model.predictions.banks()  # which the function takes
+    function: Any = model.predictions.function(inputs.spec())
     specs = {**inputs.kept_specs(), **function.get_concrete_function().structured_outputs}
     columns = pa.schema([(name, type_of(spec)) for name, spec in specs.items()])
     batches = ((kept_fields, outputs) for _, kept_fields, outputs in batch_outputs(model, inputs, "predict"))

@@ -18,7 +18,7 @@ from PIL import ImageOps
 from easyrec_mm.config.evaluation import projector_fields
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.packed_pictures import own_path
-from easyrec_mm.network.model import MultimodalModel, predicted_vectors
+from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.shown import MOST_NUMBERS
 from easyrec_mm.safe_text import hide_secrets, printable
@@ -147,7 +147,7 @@ class ShownItems:
         rows = tf.constant(np.concatenate([item.bank_rows for item in self._items]), tf.int32)
         counts = [len(item.bank_rows) for item in self._items]
         _, item_image = model.image_side()
-        of_pictures = predicted_vectors(model, rows)
+        of_pictures = model.predictions.picture_vectors(rows)
         place = tf.constant(np.repeat(np.arange(len(counts)), counts), tf.int32)
         vectors: Array = item_image.pooled(of_pictures, place, tf.constant(len(counts))).numpy()
         return vectors

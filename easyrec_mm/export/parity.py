@@ -29,6 +29,7 @@ from easyrec_mm.evaluation.exported import padded_vectors
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.export import parts
+from easyrec_mm.export.shown_items import ShownItems
 from easyrec_mm.features.numpy_back_end import Values
 from easyrec_mm.features.numpy_transform import NumpyTransform
 from easyrec_mm.features.tensorflow_transform import FeatureTransform
@@ -164,7 +165,7 @@ class _Ways:
         }
         features = {name: fields[name] for name in self._feature_fields}
         vectors = parts.vector_inputs(self._schema, batch.features)
-        shown = _Shown.of(batch, picture_path, self._schema.text is not None)
+        shown = ShownItems.of(batch, picture_path, self._schema.text is not None)
         side_inputs = {name: tf.gather(fields[name], shown.first_sample) for name in self._image_fields}  # [K]
         if self._schema.has_picture_item:
             side_inputs[manifest.PICTURE_ITEM] = tf.constant(shown.item)
@@ -199,7 +200,7 @@ class _Ways:
         outputs: dict[str, tf.Tensor] = tf.function(model.predict, autograph=False, reduce_retracing=True)(batch)
         return outputs
 
-    def _with_no_image(self, shown: _Shown, values: tf.Tensor) -> tf.Tensor:
+    def _with_no_image(self, shown: ShownItems, values: tf.Tensor) -> tf.Tensor:
         """Extend text `[K]` or vectors `[K, D]` of the images that have a picture to all U images."""
         if len(shown.images) == shown.num_images:
             return values
@@ -210,7 +211,7 @@ class _Ways:
         row[shown.images] = np.arange(len(shown.images))
         return tf.gather(tf.concat([values, stand_in], 0), row)
 
-    def _run_total(self, batch: Batch, fields: dict[str, tf.Tensor], shown: _Shown) -> Outputs:
+    def _run_total(self, batch: Batch, fields: dict[str, tf.Tensor], shown: ShownItems) -> Outputs:
         """Run the total model, which takes one picture per sample, repeatedly on all pictures with one sample of each.
 
         Thus the tower sees the same batch of pictures as in the other ways; this matters because kernels choose the
@@ -240,7 +241,7 @@ class _Ways:
             add(without, self._total[manifest.ENCODED](**taken, **nothing, **item))
         return outputs
 
-    def _contents(self, shown: _Shown) -> tf.Tensor:
+    def _contents(self, shown: ShownItems) -> tf.Tensor:
         """Return the contents of the pictures' files `[N]`; for one that cannot be read, its substitute as a PNG."""
         if not shown.paths:
             return tf.constant([], tf.string)
@@ -250,7 +251,7 @@ class _Ways:
         return tf.constant(contents)
 
     def _onnx_vectors(
-        self, image: dict[str, tf.Tensor], side_inputs: dict[str, tf.Tensor], shown: _Shown
+        self, image: dict[str, tf.Tensor], side_inputs: dict[str, tf.Tensor], shown: ShownItems
     ) -> tf.Tensor | np.ndarray:
         """Return the vectors `[K, D]` of ONNX Runtime, or those of the SavedModel if image.onnx was not written."""
         if self._image_onnx is None:
@@ -265,7 +266,7 @@ class _Ways:
         return vectors
 
     def _run_onnx(
-        self, batch: Batch, features: dict[str, tf.Tensor], vectors: tf.Tensor | np.ndarray, shown: _Shown
+        self, batch: Batch, features: dict[str, tf.Tensor], vectors: tf.Tensor | np.ndarray, shown: ShownItems
     ) -> Outputs:
         vector = self._with_no_image(shown, tf.convert_to_tensor(vectors)).numpy()
         values = {name: _values(value) for name, value in features.items()}
@@ -352,43 +353,6 @@ def _first_samples(batch: Batch, kept_fields: dict[str, tf.Tensor]) -> tuple[Bat
         sample_image=tf.gather(batch.sample_image, samples),
     )
     return taken, gather(kept_fields)
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """The items of a batch, with their pictures sorted by item, as the exported models take them.
-
-    num_images     U
-    images         int [K]: the images that have pictures; if items have a text, all of them
-    first_sample   int [K]: the first sample of each
-    pixels         float32 [N, H, W, C]
-    item           int64 [N]: which of the K images each picture belongs to
-    paths          [N]
-    """
-
-    num_images: int
-    images: np.ndarray
-    first_sample: np.ndarray
-    pixels: tf.Tensor
-    item: np.ndarray
-    paths: list[bytes]
-
-    @staticmethod
-    def of(batch: Batch, picture_path: list[bytes], has_text: bool) -> _Shown:
-        """Return the items of a batch in which all pictures have pixels, and whose items have a text or not."""
-        link_picture, link_image = batch.images.link_picture, batch.images.link_image.numpy()
-        images, item = np.unique(link_image, return_inverse=True)
-        if has_text:
-            images, item = np.arange(batch.num_images), link_image
-        sample_image = batch.sample_image.numpy()
-        return _Shown(
-            num_images=batch.num_images,
-            images=images,
-            first_sample=np.array([np.flatnonzero(sample_image == row)[0] for row in images], np.int64),
-            pixels=tf.cast(tf.gather(batch.pixels, link_picture), tf.float32),
-            item=item.astype(np.int64),
-            paths=[picture_path[i] for i in link_picture.numpy()],
-        )
 
 
 def _values(tensor: tf.Tensor) -> Values:

@@ -79,8 +79,7 @@ class MultimodalModel:
         )
         self._towers = list(network.task_towers)
         self._shares_pictures = config.train_config.share_pictures and self.replicas.num > 1
-        self._prediction_functions: dict[tuple[str, str], Callable[[Batch], dict[str, tf.Tensor]]] = {}
-        self._prediction_banks: dict[str, VectorBank] = {}
+        self.predictions = Predictions(self)
         with self.replicas.scope("build"):
             self._build()
         self._image_losses = ImageLosses(
@@ -92,7 +91,7 @@ class MultimodalModel:
         # Names of the variables that are trained if nothing is frozen.
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
         self.parts.freeze()
-        self._trained_part = "ALL"  # of the image tower, see `train_part`
+        self.trained_part = "ALL"  # of the image tower, see `train_part`
 
     @property
     def item_width(self) -> int:
@@ -175,48 +174,19 @@ class MultimodalModel:
             raise ValueError("the model has no pictures")
         return self.image, self.item
 
-    def prediction_banks(self) -> Banks:
-        """Return the banks that keep predictions from encoding a picture, or a text by a frozen encoder, twice.
-
-        That of pictures is empty unless the backbone is frozen: then it keeps the results of earlier predictions.
-        """
-        banks: dict[str, VectorBank] = {}
-        if self.image is not None:
-            part = self._trained_part
-            banks[IMAGE] = self._prediction_banks.setdefault(part, VectorBank(self.bank_width(part)))
-            banks[IMAGE].forget(everything=part not in ("HEAD", "NONE"))
-        of_texts = self._prediction_banks.get(TEXT) or self.parts.bank()
-        if of_texts is not None:
-            banks[TEXT] = self._prediction_banks[TEXT] = of_texts
-            of_texts.forget(everything=False)
-        return banks
-
-    def prediction_function(self, spec: Batch) -> Callable[[Batch], dict[str, tf.Tensor]]:
-        """Return `predict` with the banks of `prediction_banks`, compiled once for batches of these shapes."""
-        key = (str(spec), self._trained_part)
-        if key not in self._prediction_functions:
-            by_kind = {IMAGE: self._trained_part, TEXT: TEXT}
-            banks = {kind: self._prediction_banks[n] for kind, n in by_kind.items() if n in self._prediction_banks}
-
-            def function(batch: Batch) -> dict[str, tf.Tensor]:
-                return self.predict(batch, banks)
-
-            self._prediction_functions[key] = tf.function(function, input_signature=[spec], autograph=False)
-        return self._prediction_functions[key]
-
     def train_part(self, trainable: str) -> None:
         """Choose the trained part of the image tower: ALL, HEAD, NONE or LAST_N_STAGES, see img_model.trainable.
 
         Functions that have already been traced do not change.
         """
-        self._trained_part = trainable
+        self.trained_part = trainable
         if self.image is not None:
             stages = {"ALL": None, "LAST_N_STAGES": self.img_model.last_n_stages}.get(trainable, 0)
             self.image.train_last_stages(stages)
 
     def trains_part(self, trainable: str) -> bool:
         """Return whether this is the trained part of the image tower."""
-        return self._trained_part == trainable
+        return self.trained_part == trainable
 
     def bank_width(self, trainable: str) -> int:
         """Return the length of the vectors that a bank keeps if `trainable` is the trained part of the image tower.
@@ -317,15 +287,56 @@ class MultimodalModel:
         self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
 
 
-def predicted_vectors(model: MultimodalModel, rows: tf.Tensor) -> tf.Tensor:
-    """Return the vectors float32 `[N, D]` of pictures of a model's last predictions, by their rows in the bank.
+class Predictions:
+    """The predictions of a model, which encode each picture, and each text by a frozen encoder, once.
 
-    Raises:
-      ValueError: if the model has no pictures.
+    What was computed of pictures is kept from one evaluation to the next only if the backbone is frozen.
     """
-    tower, _ = model.image_side()
-    kept = tf.gather(model._prediction_banks[model._trained_part].vectors, rows)
-    return tower.vectors(tf.cast(kept, tower.compute_dtype)) if model.trains_part("HEAD") else kept
+
+    def __init__(self, model: MultimodalModel) -> None:
+        self._model = model
+        # By the trained part of the image tower, which decides what the bank of pictures keeps.
+        self._of_pictures: dict[str, VectorBank] = {}
+        self._of_texts: VectorBank | None = None
+        self._functions: dict[tuple[str, str], Callable[[Batch], dict[str, tf.Tensor]]] = {}
+
+    def banks(self) -> Banks:
+        """Return the banks for an evaluation that begins, by kind of content."""
+        model, part = self._model, self._model.trained_part
+        self._of_texts = self._of_texts or model.parts.bank()
+        if model.image is not None:
+            bank = self._of_pictures.setdefault(part, VectorBank(model.bank_width(part)))
+            bank.forget(everything=part not in ("HEAD", "NONE"))
+        if self._of_texts is not None:
+            self._of_texts.forget(everything=False)
+        return self._current()
+
+    def function(self, spec: Batch) -> Callable[[Batch], dict[str, tf.Tensor]]:
+        """Return `predict` with the banks of `banks`, compiled once for batches of these shapes."""
+        key = (str(spec), self._model.trained_part)
+        if key not in self._functions:
+            banks = self._current()
+
+            def predict(batch: Batch) -> dict[str, tf.Tensor]:
+                return self._model.predict(batch, banks)
+
+            self._functions[key] = tf.function(predict, input_signature=[spec], autograph=False)
+        return self._functions[key]
+
+    def picture_vectors(self, rows: tf.Tensor) -> tf.Tensor:
+        """Return the vectors float32 `[N, D]` of pictures of the last evaluation, by their rows in the bank.
+
+        Raises:
+          ValueError: if the model has no pictures.
+        """
+        tower, _ = self._model.image_side()
+        kept = tf.gather(self._of_pictures[self._model.trained_part].vectors, rows)
+        return tower.vectors(tf.cast(kept, tower.compute_dtype)) if self._model.trains_part("HEAD") else kept
+
+    def _current(self) -> Banks:
+        of_pictures = self._of_pictures.get(self._model.trained_part)
+        banks = {IMAGE: of_pictures, TEXT: self._of_texts}
+        return {kind: bank for kind, bank in banks.items() if bank is not None}
 
 
 def table_categories(schema: Schema, names: Iterable[str]) -> dict[str, dict[str, Categories]]:

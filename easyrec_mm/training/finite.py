@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 import keras
 import tensorflow as tf
 
-from easyrec_mm.data.vector_bank import VectorBank
+from easyrec_mm.data.batch import Batch
+from easyrec_mm.data.vector_bank import Banks, VectorBank
 from easyrec_mm.training.row_gradients import Gradient
 
 
@@ -49,8 +50,14 @@ class ForwardState:
             self._variables[name].assign(value)
 
 
-def forget_useless(bank: VectorBank, rows: tf.Tensor) -> None:
-    """Overwrite, among these rows of a bank, those with a number that is not finite by zeros."""
+def forget_useless(banks: Banks, batch: Batch) -> None:
+    """Overwrite, among the vectors that a batch has written to banks, those with a number that is not finite by zeros."""
+    contents = batch.of_banks()
+    for name, bank in banks.items():
+        _forget_useless(bank, tf.gather(contents[name].bank_row, contents[name].encoded))
+
+
+def _forget_useless(bank: VectorBank, rows: tf.Tensor) -> None:
     vectors = tf.gather(bank.vectors, rows)
     is_finite = tf.reduce_all(tf.math.is_finite(vectors), axis=1, keepdims=True)
     bank.vectors.scatter_update(tf.IndexedSlices(tf.where(is_finite, vectors, 0.0), rows))

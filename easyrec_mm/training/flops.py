@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from easyrec_mm.data.batch import IMAGE, Batch, Contents
+from easyrec_mm.data.batch import IMAGE, Batch
 from easyrec_mm.data.vector_bank import Banks
 from easyrec_mm.network.model import MultimodalModel
 
@@ -81,7 +81,6 @@ class StepFlops:
     def _specs(self, batch: Batch, primes: list[int]) -> tuple[list[tf.TensorSpec], Callable[..., Batch]]:
         """Return specs of the tensors of a batch with these sizes, and what makes a batch of such tensors."""
         samples, images, pictures, encoded, links, *others = primes
-        sizes_of_contents = {kind: (others[2 * i], others[2 * i + 1]) for i, kind in enumerate(batch.contents)}
         lists = others[2 * len(batch.contents) :]
         # Sizes that are always equal have one prime: shapes would not fit otherwise.
         if not self._has_links:
@@ -108,16 +107,9 @@ class StepFlops:
             )
             return lambda tensors: tf.RaggedTensor.from_row_splits(values(tensors), splits(tensors), validate=False)
 
-        def of_kind(kind: str, contents: Contents) -> Contents:
-            encoded, distinct = sizes_of_contents[kind]
-            return Contents(
-                values=placed(encoded)(contents.values),
-                encoded=placed(encoded)(contents.encoded),
-                key=placed(distinct)(contents.key),
-                bank_row=placed(distinct)(contents.bank_row),
-                of_image=placed(images)(contents.of_image),
-                is_there=placed(distinct)(contents.is_there),
-            )
+        def each(tensors: Any, sizes: dict[str, int]) -> Any:
+            """Return a named tuple with makers in place of the tensors of these names."""
+            return tensors._replace(**{name: placed(size)(getattr(tensors, name)) for name, size in sizes.items()})
 
         makers = Batch(
             features={name: feature(name, value) for name, value in batch.features.items()},
@@ -125,21 +117,29 @@ class StepFlops:
             sample_weight=placed(samples)(batch.sample_weight),
             pixels=placed(encoded)(batch.pixels),
             sample_image=placed(samples)(batch.sample_image),
-            images=batch.images._replace(
-                encoded=placed(encoded)(batch.images.encoded),
-                category=placed(pictures)(batch.images.category),
-                picture_key=placed(pictures)(batch.images.picture_key),
-                bank_row=placed(pictures)(batch.images.bank_row),
-                link_picture=placed(links)(batch.images.link_picture),
-                link_image=placed(links)(batch.images.link_image),
-                has_picture=placed(images)(batch.images.has_picture),
-                key=placed(images)(batch.images.key),
+            images=each(batch.images, _sizes_of_images(images, pictures, encoded, links))._replace(
                 features={name: placed(images)(value) for name, value in batch.images.features.items()},
                 labels={name: placed(images)(value) for name, value in batch.images.labels.items()},
             ),
-            contents={kind: of_kind(kind, contents) for kind, contents in batch.contents.items()},
+            contents={
+                kind: each(of_kind, _sizes_of_contents(images, others[2 * i], others[2 * i + 1]))
+                for i, (kind, of_kind) in enumerate(batch.contents.items())
+            },
         )
         return specs, lambda tensors: tf.nest.map_structure(lambda make: make(tensors), makers)
+
+
+def _sizes_of_images(images: int, pictures: int, encoded: int, links: int) -> dict[str, int]:
+    """Return the size of each tensor of Images, given U, P, E and L."""
+    of_pictures = dict.fromkeys(("category", "picture_key", "bank_row"), pictures)
+    of_links = dict.fromkeys(("link_picture", "link_image"), links)
+    return {"encoded": encoded, **of_pictures, **of_links, "has_picture": images, "key": images}
+
+
+def _sizes_of_contents(images: int, encoded: int, distinct: int) -> dict[str, int]:
+    """Return the size of each tensor of Contents, given U, E and C."""
+    of_all = dict.fromkeys(("key", "bank_row", "is_there"), distinct)
+    return {"values": encoded, "encoded": encoded, "of_image": images, **of_all}
 
 
 def _first_equal(batch: Batch) -> dict[str, str]:

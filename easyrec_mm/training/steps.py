@@ -160,7 +160,7 @@ class TrainSteps:
         return [function.get_concrete_function().graph for function in (self._of_phases[number], *own_update)]
 
     def variables(self) -> dict[str, tf.Variable]:
-        """Return all variables that steps change, except picture banks, by their names in a checkpoint."""
+        """Return all variables that steps change, except banks, by their names in a checkpoint."""
         state = {name: v.value for name, v in self._named.items()}
         for i, (optimizer, names) in enumerate(self.optimizers):
             state |= {f"optimizer_{i}/{name}": v.value for name, v in optimizer.named_slots(names).items()}
@@ -185,15 +185,12 @@ class TrainSteps:
         return list(tables.values())
 
     def bank_state(self) -> dict[str, tf.Tensor]:
-        """Return the state of the picture banks that a checkpoint contains, by name."""
-        state: dict[str, tf.Tensor] = {}
-        for phase in self.phases:
-            for bank in phase.kept_banks.values():
-                state |= bank.state()
-        return state
+        """Return the state of the banks that a checkpoint contains, by name."""
+        states = [bank.state() for phase in self.phases for bank in phase.kept_banks.values()]
+        return {name: value for state in states for name, value in state.items()}
 
     def restore_banks(self, path: str) -> None:
-        """Restore the state of the picture banks from a checkpoint."""
+        """Restore the state of the banks from a checkpoint."""
         for phase in self.phases:
             for bank in phase.kept_banks.values():
                 bank.restore(path)
@@ -276,9 +273,7 @@ class TrainSteps:
             state.restore()
             if self.average is not None:
                 self.average.skip_step()
-            contents = batch.of_banks()
-            for name, bank in phase.banks.items():
-                forget_useless(bank, tf.gather(contents[name].bank_row, contents[name].encoded))
+            forget_useless(phase.banks, batch)
 
         if "gradient_norm" in values:
             # Clipping by a norm that is not finite would make all gradients NaN.
