@@ -51,7 +51,7 @@ class ForwardState:
 
 
 def forget_useless(banks: Banks, batch: Batch) -> None:
-    """Overwrite, among the vectors that a batch has written to banks, those with a number that is not finite by zeros."""
+    """Overwrite, among the vectors that a batch wrote to banks, those with a number that is not finite by zeros."""
     contents = batch.of_banks()
     for name, bank in banks.items():
         _forget_useless(bank, tf.gather(contents[name].bank_row, contents[name].encoded))
