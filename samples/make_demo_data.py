@@ -9,7 +9,10 @@ and style are drawn independently of every feature and only the picture shows th
 no item is in two splits. Hence no model without pictures can rank better than `p_no_image`, and none at all better
 than `p_true`; both are written beside the evaluation and the test data.
 
-    python samples/make_demo_data.py --output data/demo
+With `--titles` items have titles, too (demo_titles.py): BENEFIT_WEIGHT * benefit is added to the logit, which only the
+title tells; it also tells the style of every second item.
+
+    python samples/make_demo_data.py --output data/demo [--titles]
 """
 
 import argparse
@@ -22,7 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from demo_clicks import BIAS, click_probabilities
 from demo_pictures import CATEGORIES, STYLES, render
+from demo_titles import draw_benefits, write_titles
 from PIL import Image
 
 Floats = npt.NDArray[np.float64]
@@ -37,8 +42,6 @@ GENDERS = ("F", "M", "")  # "" is unknown
 CITIES = ("Berlin", "Chengdu", "Hangzhou", "Jakarta", "Lagos", "Lima", "London", "Madrid", "Mumbai", "Osaka", "Seoul")
 TAGS = ("bundle", "express", "foldable", "gift", "handmade", "kids", "limited", "new", "organic", "outdoor", "sale")
 NUM_USERS, NUM_SHOPS, NUM_AGE_LEVELS, NUM_POSITIONS = 2000, 100, 6, 20
-
-BIAS, APPEAL_WEIGHT, TASTE_WEIGHT = -2.0, 1.55, 1.75  # an oracle AUC of 0.82, 0.68 without pictures
 
 MARKER = "Demo data of easyrec_mm, made by samples/make_demo_data.py"
 OWN_NAMES = {*SPLITS, "images", "truth_eval.csv", "truth_test.csv", "README.txt"}
@@ -55,18 +58,22 @@ class DemoOptions:
     image_size: int = 64
     seed: int = 0
     num_files: int = 4
+    titles: bool = False
 
     def __post_init__(self) -> None:
         ranges = {"group_size": (1, 10_000), "image_size": (16, 1024), "seed": (0, 2**32 - 1)}
-        for field in fields(self):
-            value, (low, high) = getattr(self, field.name), ranges.get(field.name, (1, 1_000_000))
+        for name in NUMBERS:
+            value, (low, high) = getattr(self, name), ranges.get(name, (1, 1_000_000))
             if not low <= value <= high:
-                raise ValueError(f"--{field.name}: {value} is not between {low} and {high}")
+                raise ValueError(f"--{name}: {value} is not between {low} and {high}")
         if self.num_files > self.num_train_groups:
             raise ValueError(
                 f"--num_files: {self.num_files} is more than --num_train_groups ({self.num_train_groups}); "
                 "each file needs a group"
             )
+
+
+NUMBERS = tuple(field.name for field in fields(DemoOptions) if field.name != "titles")
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,18 @@ class Split:
     position: Ints  # [S]
     click: Ints  # [S]
     play_time: Floats  # [S], seconds of viewing: 0 without a click, at most 10
-    p_true: Floats  # [S], click probability
-    p_no_image: Floats  # [S], click probability given everything but the picture
+    p: dict[str, Floats]  # name -> [S], click probability given what a model knows, see click_probabilities
+    titles: list[str]  # [I]; [] without titles
+
+    @property
+    def p_true(self) -> Floats:
+        """[S], click probability."""
+        return self.p["p_true"]
+
+    @property
+    def p_no_image(self) -> Floats:
+        """[S], click probability given everything but the picture."""
+        return self.p["p_no_image"]
 
 
 def auc(label: npt.ArrayLike, score: npt.ArrayLike) -> float:
@@ -117,22 +134,6 @@ def auc(label: npt.ArrayLike, score: npt.ArrayLike) -> float:
     if not num_positive or not num_negative:
         return math.nan
     return float((rank[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
-
-
-def sigmoid(logit: Floats) -> Floats:
-    """Logistic function, elementwise."""
-    probability: Floats = 1.0 / (1.0 + np.exp(-logit))
-    return probability
-
-
-def p_without_picture(feature_logit: Floats) -> Floats:
-    """E[p | features]: the mean of p over a uniform appeal (Gauss-Legendre, exact to rounding) and a uniform style."""
-    nodes, weights = np.polynomial.legendre.leggauss(24)
-    mean = np.zeros_like(feature_logit)
-    for share, match in ((1 / len(STYLES), 1.0), (1 - 1 / len(STYLES), 0.0)):
-        for node, weight in zip(nodes, weights / 2, strict=True):
-            mean += share * weight * sigmoid(feature_logit + APPEAL_WEIGHT * node + TASTE_WEIGHT * match)
-    return mean
 
 
 def make_world(seed: int) -> World:
@@ -188,8 +189,14 @@ def simulate_split(world: World, options: DemoOptions, split: str, num_items: in
         - 0.5 * (np.log(position) - 2.1)
     )
     match = (style[item] == world.user_taste[user]).astype(np.float64)
-    p_true = sigmoid(feature_logit + APPEAL_WEIGHT * appeal[item] + TASTE_WEIGHT * match)
-    click = (rng.random(len(item)) < p_true).astype(np.int64)
+    benefit, names_style, titles = np.zeros(num_items), None, []
+    if options.titles:
+        of_titles = np.random.default_rng([options.seed, SPLITS.index(split), 2])
+        benefit, names_style = draw_benefits(num_items, of_titles)
+        titles = write_titles(category, style, benefit, names_style, of_titles)
+    shown = None if names_style is None else names_style[item]
+    p = click_probabilities(feature_logit, appeal[item], match, benefit[item], shown)
+    click = (rng.random(len(item)) < p["p_true"]).astype(np.int64)
     seconds = np.exp(0.8 + 0.45 * appeal[item] + 0.35 * match + rng.normal(0.0, 0.35, len(item)))
     return Split(
         item_ids=[f"i{first_item + i:06d}" for i in range(num_items)],
@@ -207,8 +214,8 @@ def simulate_split(world: World, options: DemoOptions, split: str, num_items: in
         position=position,
         click=click,
         play_time=np.round(np.clip(seconds, 0.1, 10.0), 2) * click,
-        p_true=p_true,
-        p_no_image=p_without_picture(feature_logit),
+        p=p,
+        titles=titles,
     )
 
 
@@ -247,7 +254,8 @@ def group_lines(world: World, name: str, split: Split) -> Iterator[str]:
             user = split.user[sample]
             of_user = [f"u{user:05d}", str(world.user_age[user] + 1), GENDERS[world.user_gender[user]]]
             of_user += [CITIES[world.user_city[user]], STYLES[world.user_taste[user]]]
-            values = [*of_user, str(split.hour[sample]), *of_item, str(split.position[sample])]
+            title = split.titles[item : item + 1]
+            values = [*of_user, str(split.hour[sample]), *of_item, str(split.position[sample]), *title]
             features.append(VALUE_SEPARATOR.join(values))
         columns = [split.group_ids[group], split.item_ids[item]]
         columns.append(SAMPLE_SEPARATOR.join(str(split.click[sample]) for sample in samples))
@@ -259,11 +267,11 @@ def group_lines(world: World, name: str, split: Split) -> Iterator[str]:
 
 def truth_lines(split: Split) -> Iterator[str]:
     """The truth file's lines, header first; samples in the order of the data lines."""
-    yield "group_id,sample,click,p_true,p_no_image"
+    yield ",".join(["group_id,sample,click", *split.p])
     row = 0
     for group_id, size in zip(split.group_ids, split.group_size, strict=True):
         for sample in range(size):
-            yield f"{group_id},{sample},{split.click[row]},{split.p_true[row]:.8f},{split.p_no_image[row]:.8f}"
+            yield ",".join([group_id, f"{sample},{split.click[row]}", *(f"{p[row]:.8f}" for p in split.p.values())])
             row += 1
 
 
@@ -290,7 +298,8 @@ def summary(splits: dict[str, Split]) -> str:
 
 def _readme(splits: dict[str, Split], options: DemoOptions) -> str:
     """Text of README.txt; its first line marks the folder as made by this script."""
-    settings = " ".join(f"--{field.name} {getattr(options, field.name)}" for field in fields(options))
+    numbers = " ".join(f"--{name} {getattr(options, name)}" for name in NUMBERS)
+    settings = numbers + " --titles" * options.titles
     return f"""{MARKER}
 {settings}
 
@@ -298,12 +307,13 @@ train/ eval/ test/  One line a group: the impressions of one item. No item is in
   columns, split by "|": group_id, item_id, click, play_time (seconds), features, image path (from this folder), size,
   cate_label (the category as a number from 0 to {len(CATEGORIES) - 1})
   data_config: selected_cols "2,3,4,5,6"  rtp_separator "|"  group_sample_separator "\\001"  separator "\\002"
-  features of a sample: {", ".join(FEATURES)}
+  features of a sample: {", ".join((*FEATURES, "title") if options.titles else FEATURES)}
   item_tags has several values, split by ","; an empty value is missing.
 images/             The items' pictures, {options.image_size} x {options.image_size}.
 truth_*.csv         In the order of the samples: the click, its true probability p_true, and p_no_image, its
                     probability given all but the picture. No model without pictures can beat the AUC of p_no_image
                     except by chance (the ceiling), and no model at all that of p_true (the oracle).
+                    With titles also p_no_title, given all but the title, and p_no_content, given neither.
 
 {summary(splits)}
 """
@@ -371,7 +381,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts |= {"num_files": "files of the train split; the last of several is gzip-compressed"}
     for field in fields(DemoOptions):
         text = texts.get(field.name, field.name.replace("num_", "number of ").replace("_", " "))
-        parser.add_argument(f"--{field.name}", type=int, default=field.default, metavar="N", help=text)
+        if field.name in NUMBERS:
+            parser.add_argument(f"--{field.name}", type=int, default=field.default, metavar="N", help=text)
+    parser.add_argument("--titles", action="store_true", help="give the items titles, which say what pictures do not")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds other files")
     arguments = parser.parse_args(argv)
     try:

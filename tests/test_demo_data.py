@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import demo_clicks
 import demo_pictures
+import demo_titles
 import make_demo_data as demo
 import numpy as np
 import pytest
@@ -174,9 +176,11 @@ def test_p_without_picture_is_the_mean_over_pictures():
     appeal = (np.arange(4000) + 0.5) / 2000 - 1
     reference = np.zeros_like(logit)
     for match in (1, 0, 0, 0):  # one of four styles is the user's
-        every = logit[:, None] + demo.APPEAL_WEIGHT * appeal + demo.TASTE_WEIGHT * match
+        every = logit[:, None] + demo_clicks.APPEAL_WEIGHT * appeal + demo_clicks.TASTE_WEIGHT * match
         reference += (1 / (1 + np.exp(-every))).mean(axis=1) / 4
-    np.testing.assert_allclose(demo.p_without_picture(logit), reference, atol=1e-7)
+    np.testing.assert_allclose(
+        demo_clicks.expected_p(logit, demo_clicks.UNKNOWN_STYLE, demo_clicks.UNKNOWN_APPEAL), reference, atol=1e-7
+    )
 
 
 def test_p_no_image_is_calibrated(simulated):
@@ -196,8 +200,8 @@ def test_taste_matters_beside_appeal(simulated):
     world, split, item = simulated
     match = split.style[item] == world.user_taste[split.user]
     assert split.click[match].mean() > 1.5 * split.click[~match].mean()
-    logit = np.log(split.p_true / (1 - split.p_true)) - demo.TASTE_WEIGHT * match
-    blind = 0.25 * demo.sigmoid(logit + demo.TASTE_WEIGHT) + 0.75 * demo.sigmoid(logit)
+    logit = np.log(split.p_true / (1 - split.p_true)) - demo_clicks.TASTE_WEIGHT * match
+    blind = 0.25 * demo_clicks.sigmoid(logit + demo_clicks.TASTE_WEIGHT) + 0.75 * demo_clicks.sigmoid(logit)
     assert demo.auc(split.click, split.p_no_image) + 0.05 < demo.auc(split.click, blind)
     assert demo.auc(split.click, blind) + 0.02 < demo.auc(split.click, split.p_true)
 
@@ -318,3 +322,60 @@ def test_an_interrupted_run_leaves_everything_as_it_was(tmp_path, monkeypatch, e
         demo.main(small_arguments(output, seed=1))
     assert contents(tmp_path) == before
     assert output.exists() == existing
+
+
+@pytest.fixture(scope="module")
+def titled():
+    """A large split with titles, without pictures."""
+    options = demo.DemoOptions(num_train_groups=10, num_test_groups=6000, seed=5, titles=True)
+    split = demo.simulate(options)[1]["test"]
+    return split, np.repeat(split.group_item, split.group_size)
+
+
+def test_titles_leave_everything_but_clicks_as_it_is(simulated, titled):
+    _, plain, _ = simulated
+    split, _ = titled
+    for column in ("item_ids", "price", "appeal", "style", "user", "hour", "position", "group_item"):
+        np.testing.assert_array_equal(getattr(split, column), getattr(plain, column))
+    assert len(split.titles) == len(split.item_ids)
+    assert not plain.titles
+
+
+def test_a_title_tells_the_category_and_of_every_second_item_the_style(titled):
+    split, _ = titled
+    words = [set(title.lower().replace(",", "").split()) for title in split.titles]
+    assert all(demo_pictures.CATEGORIES[c] in of_title for c, of_title in zip(split.category, words, strict=True))
+    named = [
+        bool({*demo_titles.STYLE_WORDS[demo_pictures.STYLES[s]]} & w) for s, w in zip(split.style, words, strict=True)
+    ]
+    others = [any({*demo_titles.STYLE_WORDS[x]} & w for x in demo_pictures.STYLES) for w in words]
+    assert named == others
+    assert 0.45 < np.mean(named) < 0.55
+
+
+@pytest.mark.parametrize("name", ["p_no_image", "p_no_title", "p_no_content"])
+def test_what_is_known_without_a_part_is_calibrated(titled, name):
+    split, _ = titled
+    for part in np.array_split(np.argsort(split.p[name]), 8):
+        assert split.p_true[part].mean() == pytest.approx(split.p[name][part].mean(), abs=0.02)
+
+
+def test_picture_and_title_both_pay(titled):
+    split, _ = titled
+    aucs = {name: demo.auc(split.click, p) for name, p in split.p.items()}
+    assert aucs["p_no_content"] + 0.05 < min(aucs["p_no_image"], aucs["p_no_title"])
+    assert max(aucs["p_no_image"], aucs["p_no_title"]) + 0.03 < aucs["p_true"]
+
+
+def test_lines_with_titles(tmp_path):
+    demo.main([*small_arguments(tmp_path / "d"), "--titles"])
+    line = read_lines(tmp_path / "d" / "test")[0].split("|")
+    titles = {sample.split("\x02")[-1] for sample in line[4].split("\x01")}
+    assert len(titles) == 1
+    assert " " in titles.pop()
+    assert (
+        (tmp_path / "d" / "truth_test.csv")
+        .read_text()
+        .startswith("group_id,sample,click,p_true,p_no_image,p_no_title,p_no_content\n")
+    )
+    assert "--titles" in (tmp_path / "d" / "README.txt").read_text()

@@ -41,8 +41,16 @@ def main() -> None:
 
 def measure(folder: Path, seed: int, config: str, settings: list[str]) -> dict[str, float]:
     """AUCs of one seed."""
-    data, output = folder / "data", folder / "predictions.parquet"
+    data = folder / "data"
     workload.make_demo_data(data, seed)
+    aucs = demo_aucs(data, folder, config, settings)
+    way = aucs["oracle"] - aucs["image_free_ceiling"]
+    return {**aucs, "share": (aucs["model"] - aucs["image_free_ceiling"]) / way}
+
+
+def demo_aucs(data: Path, folder: Path, config: str, settings: list[str]) -> dict[str, float]:
+    """AUCs on the test data of a model that is trained in a folder, and of what is known without and with pictures."""
+    output = folder / "predictions.parquet"
     changed = {
         "train_input_path": f"{data}/train/*",
         "eval_input_path": f"{data}/eval/*",
@@ -62,9 +70,7 @@ def measure(folder: Path, seed: int, config: str, settings: list[str]) -> dict[s
         "model": pq.read_table(output)["probs_click"].to_numpy(),
         "oracle": np.array([float(row["p_true"]) for row in truth]),
     }
-    aucs = {name: metric_value(AUC(), click, score) for name, score in scores.items()}
-    way = aucs["oracle"] - aucs["image_free_ceiling"]
-    return {**aucs, "share": (aucs["model"] - aucs["image_free_ceiling"]) / way}
+    return {name: metric_value(AUC(), click, score) for name, score in scores.items()}
 
 
 if __name__ == "__main__":

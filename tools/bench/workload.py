@@ -166,9 +166,9 @@ def run(*command: object) -> None:
     subprocess.run(texts, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def make_demo_data(folder: Path, seed: int) -> None:
-    """Write the demo's data."""
-    run(sys.executable, ROOT / "samples/make_demo_data.py", "--output", folder, "--seed", seed)
+def make_demo_data(folder: Path, seed: int, *flags: str) -> None:
+    """Write the demo's data, with further flags of its script."""
+    run(sys.executable, ROOT / "samples/make_demo_data.py", "--output", folder, "--seed", seed, *flags)
 
 
 def plain_demo() -> EasyRecConfig:
