@@ -1,4 +1,4 @@
-"""What a title adds to a picture: test AUC on demo data with titles, of picture, title, and both, fused in several ways.
+"""What a title adds to a picture: test AUC on demo data with titles, of picture, title, and both in several fusions.
 
 The titles say partly what the pictures show and partly what no picture shows (samples/demo_titles.py). For each seed
 new data is made, and `configs/demo_titles.config` is trained on it by the public commands.
