@@ -120,6 +120,25 @@ def test_modality_dropout_replaces_texts_in_training_only(data, tmp_path):
     np.testing.assert_array_equal(model.parts.no_text(vectors, there), vectors)
 
 
+def test_the_contrastive_loss_of_pictures_and_texts(data, tmp_path):
+    loss = "image_losses { weight: 2 text_contrastive { temperature: 0.5 } }"
+    training = text_training(data, tmp_path, "dim: 3", img_model=loss)
+    model, batch = training.model, batches(training)[0]
+    value = model.losses(batch, training=False)["image_loss_0"].numpy()
+    texts = model.parts.texts(batch.contents, False, {})
+    images, is_counted = model.image_vectors(batch).numpy(), texts.is_there.numpy()
+    (projection,) = model.named_variables()["image_loss_0/projection/kernel"].numpy()[None]
+    first, second = (images @ projection)[is_counted], texts.vectors.numpy()[is_counted]
+    first, second = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
+    logits = np.exp(first @ second.T / 0.5)
+    key = texts.key.numpy()[is_counted]
+    # Another item with the same text is no wrong answer.
+    logits[(key[:, None] == key) & ~np.eye(len(key), dtype=bool)] = 0
+    right = np.diag(logits)
+    expected = -0.5 * np.mean(np.log(right / logits.sum(1)) + np.log(right / logits.sum(0)))
+    assert value == pytest.approx(2 * expected, rel=1e-4)
+
+
 SPLITS = {
     "concat": ("one", "dim: 4 embedding_dim: 8", "", {}),
     "gated, transformer": ("one", "embedding_dim: 8 transformer { num_heads: 2 }", GATED, {}),

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from flow_helpers import run
 from text_helpers import TITLES, text_training, write_text_preset, write_titles
-from training_helpers import make_training_data
+from training_helpers import Training, make_training_data
 
 from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.network.layers.text_encoders import PresetEncoder
@@ -113,6 +113,13 @@ def test_a_preset_that_lacks_what_is_asked_for(preset, data, tmp_path, settings,
 def test_settings_that_do_not_fit(data, tmp_path, text_model, fusion, image, problem):
     with pytest.raises(ConfigError, match=problem):
         text_training(data, tmp_path, text_model, fusion, image=image)
+
+
+def test_a_loss_of_texts_without_texts(data, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"image_losses\[0\].text_contrastive: has no effect: no feature group of a Te"
+    ):
+        Training(data, tmp_path, img_model="image_losses { text_contrastive {} }")
 
 
 def test_a_text_that_is_a_number(data, tmp_path):

@@ -277,10 +277,14 @@ def _check_losses(tower: ImgModel, schema: Schema, problems: Problems) -> None:
             kinds = ", ".join(field.name for field in ImageLoss.DESCRIPTOR.oneofs_by_name["loss"].fields)
             problems.add(place, f"does not set a loss; choose one of {kinds}")
             continue
-        if kind == "contrastive":
+        if kind in ("contrastive", "text_contrastive"):
             for name in ("label_name", "num_class"):
                 if loss.HasField(name):
-                    problems.add(f"{place}.{name}", "has no effect on contrastive, which compares items; remove it")
+                    problems.add(f"{place}.{name}", f"has no effect on {kind}, which compares items; remove it")
+            if kind == "text_contrastive" and schema.text is None:
+                problems.add(
+                    f"{place}.{kind}", "needs texts: no feature group of a TextFeature; add one or remove this"
+                )
             continue
         if loss.label_name not in schema.labels:
             problems.unknown(f"{place}.label_name", "label", loss.label_name, schema.labels)

@@ -5,6 +5,8 @@ Shapes: U images, D width of the image vector.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
@@ -106,6 +108,14 @@ def item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:
     return ItemImage(width, pooling, settings.no_image_vector, settings.modality_dropout, seed)
 
 
+class TextsOfImages(NamedTuple):
+    """The texts of U images: vectors float32 `[U, W]`, keys int64 `[U]`, and whether they are there, bool `[U]`."""
+
+    vectors: tf.Tensor
+    key: tf.Tensor
+    is_there: tf.Tensor
+
+
 class ImageLosses:
     """The losses on image vectors that a config defines.
 
@@ -114,8 +124,15 @@ class ImageLosses:
     """
 
     def __init__(
-        self, settings: ImgModel, schema: Schema, width: int, embedding: FeatureEmbedding, replicas: Replicas
+        self,
+        settings: ImgModel,
+        schema: Schema,
+        width: int,
+        text_width: int,
+        embedding: FeatureEmbedding,
+        replicas: Replicas,
     ) -> None:
+        self._text_width = text_width
         self._replicas = replicas
         self._losses = image_losses(settings) if schema.uses_image else []
         self._embedding = embedding
@@ -124,11 +141,13 @@ class ImageLosses:
         for layer in self.layers:
             layer.build((None, width))
 
-    def __call__(self, vectors: tf.Tensor, images: Images, training: bool) -> dict[str, tf.Tensor]:
-        """Return the weighted losses by name, for image vectors `[U, D]`."""
+    def __call__(
+        self, vectors: tf.Tensor, images: Images, texts: TextsOfImages | None, training: bool
+    ) -> dict[str, tf.Tensor]:
+        """Return the weighted losses by name, for image vectors `[U, D]`, and the texts of the images, if any."""
         losses: dict[str, tf.Tensor] = {}
         if self._losses and self._replicas.num > 1:
-            vectors, images = self._of_all(vectors, images)
+            vectors, images, texts = self._of_all(vectors, images, texts)
         counted = images.has_picture
         for loss, layer in zip(self._losses, self.layers, strict=True):
             if loss.WhichOneof("loss") == "contrastive":
@@ -136,6 +155,8 @@ class ImageLosses:
                 ids = images.features[name]
                 rows = self._embedding.look_up({name: (str(self._features[name].table), ids)})[name]
                 value = layer(vectors, rows, ids, counted)
+            elif loss.WhichOneof("loss") == "text_contrastive":
+                value = layer(vectors, texts.vectors, texts.key, counted & texts.is_there) if texts else 0.0
             else:
                 label = tf.cast(images.labels[loss.label_name], tf.int64)
                 # Only a ClassLoss counts the classes that it sees in training.
@@ -144,8 +165,10 @@ class ImageLosses:
             losses[layer.name] = loss.weight * value / self._replicas.num
         return losses
 
-    def _of_all(self, vectors: tf.Tensor, images: Images) -> tuple[tf.Tensor, Images]:
-        """Return the vectors of the distinct images of all replicas, and the images, without their pictures."""
+    def _of_all(
+        self, vectors: tf.Tensor, images: Images, texts: TextsOfImages | None
+    ) -> tuple[tf.Tensor, Images, TextsOfImages | None]:
+        """Return the vectors of the distinct images of all replicas, the images without their pictures, their texts."""
         gather = self._replicas.gather
         key = gather(images.key)
         distinct, place = tf.unique(key)
@@ -158,7 +181,10 @@ class ImageLosses:
         features = {name: of_all(images.features[name]) for name in sorted(images.features)}
         labels = {name: of_all(images.labels[name]) for name in sorted(images.labels)}
         images = images._replace(key=distinct, has_picture=has_picture, features=features, labels=labels)
-        return of_all(vectors), images
+        if texts is not None:
+            is_there = tf.cast(of_all(tf.cast(texts.is_there, tf.int32)), tf.bool)
+            texts = TextsOfImages(of_all(texts.vectors), of_all(texts.key), is_there)
+        return of_all(vectors), images, texts
 
     def _layer(self, loss: ImageLoss, name: str) -> keras.layers.Layer:
         kind = loss.WhichOneof("loss")
@@ -167,6 +193,8 @@ class ImageLosses:
             stop = ContrastiveImageLoss.StopGradient.Name(settings.stop_gradient).lower()
             dim = self._features[settings.item_feature].width
             return ContrastiveLoss(dim, settings.temperature, "none" if stop == "neither" else stop, name=name)
+        if kind == "text_contrastive":
+            return ContrastiveLoss(self._text_width, settings.temperature, name=name)
         if kind == "multi_similarity":
             return MultiSimilarityLoss(settings.alpha, settings.beta, settings.base, settings.epsilon, name=name)
         if kind == "softmax":

@@ -15,6 +15,7 @@ from easyrec_mm.data.batch import IMAGE, Contents, Images, has_text
 from easyrec_mm.data.batch import TEXT as TEXT_KIND
 from easyrec_mm.data.vector_bank import Banks, VectorBank
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.network.image import TextsOfImages
 from easyrec_mm.network.layers.backbones import BackboneError
 from easyrec_mm.network.layers.item_fusion import (
     AttentionFusion,
@@ -111,25 +112,32 @@ class ItemParts:
             self.fusion = _fusion(network, (image_width, self.text.width))
             self.width = self.fusion.width
 
-    def of_batch(
-        self, images: tf.Tensor | None, contents: Mapping[str, Contents], training: bool, banks: Banks
-    ) -> tf.Tensor | None:
+    def texts(self, contents: Mapping[str, Contents], training: bool, banks: Banks) -> TextsOfImages | None:
+        """Return the texts of a batch's items, with any vector for an empty one; None if items have no text.
+
+        Args:
+          contents: contents of the batch's items other than pictures.
+          training: whether trained parts run in training mode.
+          banks: provides what was computed for other texts and stores the new results.
+        """
+        if self.text is None:
+            return None
+        texts = contents[TEXT_KIND]
+        vectors = self._text_vectors(self.text, texts, training, banks.get(TEXT_KIND))  # [C, D]
+        return TextsOfImages(*(tf.gather(x, texts.of_image) for x in (vectors, texts.key, texts.is_there)))
+
+    def of_batch(self, images: tf.Tensor | None, texts: TextsOfImages | None, training: bool) -> tf.Tensor | None:
         """Return the item vectors of a batch, float32 `[U, I]`.
 
         Args:
           images: image vectors float32 `[U, D]`, with a trained vector for items without a picture, if there is one;
             None without pictures.
-          contents: contents of the batch's items other than pictures.
+          texts: the result of `texts`.
           training: whether trained parts run in training mode.
-          banks: provides what was computed for other texts and stores the new results.
         """
-        if self.text is None or self.no_text is None:
+        if texts is None or self.no_text is None:
             return images
-        texts = contents[TEXT_KIND]
-        vectors = self._text_vectors(self.text, texts, training, banks.get(TEXT_KIND))  # [C, D]
-        is_there = tf.gather(texts.is_there, texts.of_image)
-        of_items = self.no_text(tf.gather(vectors, texts.of_image), is_there, training=training)
-        return self._fused(images, of_items)
+        return self._fused(images, self.no_text(texts.vectors, texts.is_there, training=training))
 
     def of_items(self, images: tf.Tensor | None, texts: tf.Tensor | None) -> tf.Tensor:
         """Return the vectors `[K, I]` of items, given their image vectors `[K, D]` and texts, string `[K]`.
@@ -152,14 +160,11 @@ class ItemParts:
         vectors = self.text.vectors(self.text.features(tokens))
         return self._fused(images, self.no_text(vectors, self.text.has_words(tokens)))
 
-    def part_weights(self, images: tf.Tensor, contents: Mapping[str, Contents], banks: Banks) -> dict[str, tf.Tensor]:
+    def part_weights(self, images: tf.Tensor, texts: TextsOfImages) -> dict[str, tf.Tensor]:
         """Return the mean weight of picture and text in a batch's item vectors; {} for a fusion without weights."""
-        if self.fusion is None or self.text is None or self.no_text is None:
+        if self.fusion is None or self.no_text is None:
             return {}
-        texts = contents[TEXT_KIND]
-        vectors = self._text_vectors(self.text, texts, False, banks.get(TEXT_KIND))
-        of_items = self.no_text(tf.gather(vectors, texts.of_image), tf.gather(texts.is_there, texts.of_image))
-        return self.fusion.weights_of([images, of_items])
+        return self.fusion.weights_of([images, self.no_text(texts.vectors, texts.is_there)])
 
     def bank(self) -> VectorBank | None:
         """Return a new bank of what the frozen part of the text tower computes; None if its encoder is trained."""
@@ -202,6 +207,11 @@ class ItemParts:
             return True
         in_encoder = name.startswith(f"{_TEXT}tower/{self.text.encoder.name}/")
         return in_encoder and id(variable) not in self.text.trained_in_encoder(self._num_trained_stages)
+
+    @property
+    def text_width(self) -> int:
+        """Return the width of a text vector; 0 without texts."""
+        return self.text.width if self.text is not None else 0
 
     @property
     def trainable(self) -> str:

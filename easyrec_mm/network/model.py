@@ -22,7 +22,7 @@ from easyrec_mm.distribution.shared_pictures import encoded
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.table_rows import tables_of
-from easyrec_mm.network.image import ImageLosses, image_tower, item_image
+from easyrec_mm.network.image import ImageLosses, TextsOfImages, image_tower, item_image
 from easyrec_mm.network.item import ItemParts, from_bank
 from easyrec_mm.network.layers.batch_norm import BatchNorm, synchronize
 from easyrec_mm.network.layers.dnn import RunningNorm
@@ -83,7 +83,12 @@ class MultimodalModel:
         with self.replicas.scope("build"):
             self._build()
         self._image_losses = ImageLosses(
-            network.img_model, schema, self.image_width, self.rec.feature_embedding, self.replicas
+            network.img_model,
+            schema,
+            self.image_width,
+            self.parts.text_width,
+            self.rec.feature_embedding,
+            self.replicas,
         )
         if self.replicas.num > 1:
             kinds = (RunningNorm, BatchNorm) if config.train_config.sync_batch_norm else (RunningNorm,)
@@ -102,7 +107,8 @@ class MultimodalModel:
         self, batch: Batch, training: bool = False, banks: Banks = NO_BANKS
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """Return what RecModel.call returns; the towers encode each distinct picture and text once, for all samples."""
-        return self._logits(batch, self.image_vectors(batch, training, banks), training, banks)
+        texts = self.parts.texts(batch.contents, training, banks)
+        return self._logits(batch, self.image_vectors(batch, training, banks), texts, training)
 
     def image_vectors(self, batch: Batch, training: bool = False, banks: Banks = NO_BANKS) -> tf.Tensor | None:
         """Return image vectors float32 `[U, D]`, zeros for images without a picture; None without an image tower.
@@ -146,10 +152,11 @@ class MultimodalModel:
     def losses(self, batch: Batch, training: bool = True, banks: Banks = NO_BANKS) -> dict[str, tf.Tensor]:
         """Return scalars of towers, image vectors and regularisation, whose sum over all replicas is the loss."""
         image_vectors = self.image_vectors(batch, training, banks)
-        logits, embedding_penalty = self._logits(batch, image_vectors, training, banks)
+        texts = self.parts.texts(batch.contents, training, banks)
+        logits, embedding_penalty = self._logits(batch, image_vectors, texts, training)
         losses = tower_losses(self._towers, self.schema.tasks, logits, batch.labels, batch.sample_weight, self.replicas)
         if image_vectors is not None:
-            losses |= self._image_losses(image_vectors, batch.images, training)
+            losses |= self._image_losses(image_vectors, batch.images, texts, training)
         if self._regularizes_embeddings:
             losses[EMBEDDING_REGULARIZATION] = embedding_penalty
         kernels = self.rec.penalties() + (self.image.losses if self.image else [])
@@ -245,12 +252,12 @@ class MultimodalModel:
         return tables | self.parts.tables()
 
     def _logits(
-        self, batch: Batch, image_vectors: tf.Tensor | None, training: bool, banks: Banks
+        self, batch: Batch, image_vectors: tf.Tensor | None, texts: TextsOfImages | None, training: bool
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         shown = None
         if image_vectors is not None and self.item is not None:
             shown = self.item(image_vectors, batch.images.has_picture, training=training)  # [U, D]
-        items = self.parts.of_batch(shown, batch.contents, training, banks)  # [U, I]
+        items = self.parts.of_batch(shown, texts, training)  # [U, I]
         vector = None if items is None else tf.gather(items, batch.sample_image)  # [S, I]
         logits: tuple[dict[str, tf.Tensor], tf.Tensor] = self.rec(batch.features, vector, training=training)
         return logits
