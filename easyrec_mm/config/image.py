@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from easyrec_mm.config.feature_groups import NO_TEXT_GROUP
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.image_pb2 import Augmentation, ImageLoss, ImgModel
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL
@@ -282,9 +283,7 @@ def _check_losses(tower: ImgModel, schema: Schema, problems: Problems) -> None:
                 if loss.HasField(name):
                     problems.add(f"{place}.{name}", f"has no effect on {kind}, which compares items; remove it")
             if kind == "text_contrastive" and schema.text is None:
-                problems.add(
-                    f"{place}.{kind}", "needs texts: no feature group of a TextFeature; add one or remove this"
-                )
+                problems.add(f"{place}.{kind}", f"has no effect: {NO_TEXT_GROUP}; add one or remove this")
             continue
         if loss.label_name not in schema.labels:
             problems.unknown(f"{place}.label_name", "label", loss.label_name, schema.labels)
