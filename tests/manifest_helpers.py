@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-
-import kserve
-import kubernetes.client.models as kubernetes
-from kubeflow.training import models as kubeflow
+from functools import cache
 
 KINDS = {
     ("apps/v1", "Deployment"): "V1Deployment",
@@ -17,8 +14,17 @@ KINDS = {
     ("kubeflow.org/v1", "TFJob"): "KubeflowOrgV1TFJob",
     ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
 }
-MODELS = (kubernetes, kserve, kubeflow)
 SIMPLE = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+
+
+@cache
+def model_of(kind):
+    """The class of a kind, or None. Importing all of them takes seconds, and not every process checks a manifest."""
+    import kserve
+    import kubernetes.client.models as kubernetes
+    from kubeflow.training import models as kubeflow
+
+    return next((getattr(models, kind) for models in (kubernetes, kserve, kubeflow) if hasattr(models, kind)), None)
 
 
 def problems_of(document, place):
@@ -38,7 +44,7 @@ def _problems(value, kind, place):
         return [] if isinstance(value, str | int) else [f"{place}: {value!r}"]
     if kind in SIMPLE:
         return [] if isinstance(value, SIMPLE[kind]) else [f"{place}: {value!r} is not a valid {kind}"]
-    model = next((getattr(models, kind) for models in MODELS if hasattr(models, kind)), None)
+    model = model_of(kind)
     if model is None:
         return [f"{place}: no type {kind}"]
     if not isinstance(value, dict):

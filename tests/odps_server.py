@@ -13,7 +13,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
-from odps.tunnel.checksum import Checksum
 
 from easyrec_mm.formats import odps_tables
 
@@ -169,6 +168,8 @@ def _partitions_xml(table: StubTable, prefix: str) -> bytes:
 
 def _framed(rows: pa.Table) -> bytes:
     """Record batches as the tunnel sends them: chunks, a checksum behind each, and one over all behind the last."""
+    from odps.tunnel.checksum import Checksum  # importing PyODPS takes seconds
+
     stream = b"".join(batch.serialize().to_pybytes() for batch in rows.to_batches(max_chunksize=1000))
     parts = [struct.pack("!I", _CHUNK_BYTES)]
     over_all = Checksum()

@@ -107,12 +107,15 @@ def room(module):
     return module.split(".")[0]
 
 
+@cache
+def tree(module):
+    """The code of a module."""
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
 def statements(module):
     """The nodes of a module's code. Of the API and the commands only what runs when they are imported."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    if room(module) not in ("api", "cli"):
-        return list(ast.walk(tree))
-    return list(at_import(tree))
+    return ast.walk(tree(module)) if room(module) not in ("api", "cli") else at_import(tree(module))
 
 
 def at_import(node):
@@ -182,7 +185,7 @@ def test_light_modules_reach_no_tensorflow(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_library_code_asserts_nothing_and_prints_nothing(module):
-    nodes = list(ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+    nodes = list(ast.walk(tree(module)))
     assert [node.lineno for node in nodes if isinstance(node, ast.Assert)] == []
     prints = [node.lineno for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"]
     assert not prints or module in MAY_PRINT or room(module) in MAY_PRINT
@@ -196,7 +199,7 @@ MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_CLASS, MOST_LINES_OF_A_FUNCTION = 400, 250
 def test_files_classes_and_functions_are_of_a_size_that_can_be_read(module):
     text = MODULES[module].read_text(encoding="utf-8")
     assert text.count("\n") <= MOST_LINES_OF_A_FILE
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree(module)):
         most = MOST_LINES_OF_A_CLASS if isinstance(node, ast.ClassDef) else MOST_LINES_OF_A_FUNCTION
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             assert node.end_lineno - node.lineno < most, node.name

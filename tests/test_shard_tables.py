@@ -115,14 +115,21 @@ def test_every_optimizer_trains_the_weights_of_one_process(folder):
     assert not list((folder / "of_3").glob(".model*"))
 
 
+FEW = ["--set", "train_config.num_epochs=1", "--set", "train_config.save_checkpoints_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A shorter log, and the training of one process in `one`."""
+    folder = tmp_path_factory.mktemp("short")
+    make_log(folder, CONFIG.replace("optimizer_config {", "optimizer_config { use_moving_average: true"), num_rows=300)
+    train(folder, "--model_dir", "one", *size(96), *FEW)
+    return folder
+
+
 @pytest.mark.parametrize("meanwhile", [False, True])
-def test_model_dir_in_a_bucket(tmp_path, s3, meanwhile):
+def test_model_dir_in_a_bucket(short, s3, meanwhile):
     """Workers upload what they hold, and read it back after each evaluation of the average; also of increments."""
-    make_log(
-        tmp_path, CONFIG.replace("optimizer_config {", "optimizer_config { use_moving_average: true"), num_rows=300
-    )
-    few = ["--set", "train_config.num_epochs=1", "--set", "train_config.save_checkpoints_steps=2"]
-    train(tmp_path, "--model_dir", "one", *size(96), *few)
     model_dir = f"{s3.new_bucket()}/m"
     of_s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     more, constants = [], {}
@@ -134,11 +141,11 @@ def test_model_dir_in_a_bucket(tmp_path, s3, meanwhile):
             "eval_config.eval_interval_secs=9999",
         ]
         constants = SLOWLY_MEANWHILE
-    together(tmp_path, 2, model_dir, *few, *more, *EMBEDDING_PARALLEL, environment=of_s3, constants=constants)
+    together(short, 2, model_dir, *FEW, *more, *EMBEDDING_PARALLEL, environment=of_s3, constants=constants)
     shared = ModelDir(model_dir).open()
     newest = shared.checkpoint("")
     assert [step_of(path) for path in bases_of(newest)] == ([2] if meanwhile else [])
-    read, expected = values_of(newest), values(tmp_path / "one", 4)
+    read, expected = values_of(newest), values(short / "one", 4)
     for name in (name for name in expected if not name.startswith("progress/")):
         np.testing.assert_allclose(read[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
     assert len(list(shared.local.glob("model.ckpt-4.data-*"))) >= 2
