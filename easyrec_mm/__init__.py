@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from easyrec_mm.api.exporting import Exported
     from easyrec_mm.api.grouping import Engine, Groups, group
     from easyrec_mm.api.pipeline import Pipeline, load
+    from easyrec_mm.api.quantizing import quantize
     from easyrec_mm.api.run import Run
     from easyrec_mm.api.searching import search
     from easyrec_mm.api.serving import Server
@@ -36,6 +37,7 @@ _MODULES = {
     "group": "api.grouping",
     "Pipeline": "api.pipeline",
     "load": "api.pipeline",
+    "quantize": "api.quantizing",
     "Run": "api.run",
     "search": "api.searching",
     "Server": "api.serving",
@@ -62,6 +64,7 @@ __all__ = [
     "embed",
     "group",
     "load",
+    "quantize",
     "search",
 ]
 

@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "manifest": "errors schema files",
     "delta": "errors files manifest features",
     "store": "errors safe_text pages files features",
+    "codes": "errors stable_hash files store",
     "weights": "errors files",
     "distribution": "console exit_status errors safe_text",
     "config": "errors safe_text schema files manifest features weights protos",
@@ -88,6 +89,7 @@ WITHOUT_TENSORFLOW = {
     "delta",
     "files",
     "store",
+    "codes",
     "weights",
     "config",
 }

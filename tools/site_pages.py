@@ -50,6 +50,7 @@ EXPLAINED_IN = {
     "apply-delta": "export.md",
     "embed": "export.md",
     "store": "export.md",
+    "quantize": "semantic_ids.md",
     "search": "serving.md",
     "weights": "pretrained.md",
     "serve": "serving.md",

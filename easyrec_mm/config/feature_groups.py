@@ -15,6 +15,8 @@ Named = dict[str, tuple[str, FeatureConfig]]
 # Types of features that have one value for all samples of a group; each needs a feature group of its own.
 OF_GROUPS = (FeatureConfig.ImgFeature, FeatureConfig.TextFeature, FeatureConfig.SampleNumFeature)
 _IS_DEEP = (FeatureGroupConfig.DEEP, FeatureGroupConfig.WIDE_AND_DEEP)
+# Types with tables whose values have no single number per logit.
+_NOT_WIDE = (FeatureConfig.SequenceFeature, FeatureConfig.CodeFeature)
 _IS_WIDE = (FeatureGroupConfig.WIDE, FeatureGroupConfig.WIDE_AND_DEEP)
 
 # Reason, for messages, why settings for pictures have no effect.
@@ -121,7 +123,7 @@ def _add(
     is_deep, is_wide = group.wide_deep in _IS_DEEP, group.wide_deep in _IS_WIDE
     if (is_deep and name in groups.deep) or (is_wide and name in groups.wide):
         problems.add(place, f"'{name}' is listed twice; remove one")
-    elif is_wide and (kind not in TABLE_TYPES or kind == FeatureConfig.SequenceFeature):
+    elif is_wide and (kind not in TABLE_TYPES or kind in _NOT_WIDE):
         problems.add(place, f"'{name}' is of type {type_name}, which cannot be WIDE; set wide_deep: DEEP")
     else:
         groups.deep += [name] * is_deep

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from easyrec_mm.explain.samples import Features, take
+from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.network.layers.embedding import table_ids
 from easyrec_mm.network.model import MultimodalModel
@@ -53,7 +54,7 @@ class Ends:
 
 def moves_rows(feature: Feature) -> bool:
     """Return whether the path moves looked-up or one-hot vectors of a feature, instead of its own numbers."""
-    return not feature.num_numbers
+    return not feature.num_numbers or isinstance(feature, CodeFeature)
 
 
 def ends_of(model: MultimodalModel, features: Features) -> Ends:
@@ -67,10 +68,14 @@ def ends_of(model: MultimodalModel, features: Features) -> Ends:
         if not moves_rows(feature):
             numbers[feature.name] = flat
         elif feature.table is not None:
-            requests[feature.name] = (feature.table, flat)
+            requests[feature.name] = (feature.table, table_ids(feature, value))
         else:
             numbers[feature.name] = tf.one_hot(flat, feature.width)
-    return Ends(numbers | embedding.look_up(requests), features)
+    rows = embedding.look_up(requests)
+    # Of codes one vector per sample, as of the other features.
+    of_codes = [feature for feature in model.schema.features if isinstance(feature, CodeFeature)]
+    rows |= {feature.name: tf.reshape(rows[feature.name], [-1, feature.width]) for feature in of_codes}
+    return Ends(numbers | rows, features)
 
 
 def mean_baseline(model: MultimodalModel, features: Features, num_samples: int) -> Baseline:

@@ -19,8 +19,10 @@ import onnxruntime
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
+from easyrec_mm.export.code_ids import prefix_id_nodes
 from easyrec_mm.export.ordered_sets import ordered_sets
 from easyrec_mm.export.parts import image_vectors
+from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE, TEXT_TOKENS
 from easyrec_mm.network.model import MultimodalModel
@@ -122,6 +124,8 @@ def _network_inputs(feature: Feature) -> dict[str, tf.TensorSpec]:
     # S samples, and the L values of a list.
     shape: list[int | None] = [None, None] if feature.is_list else [None]
     inputs = {feature.weight_key: tf.TensorSpec(shape, tf.float32)} if feature.is_list else {}
+    if isinstance(feature, CodeFeature):
+        return {rows: tf.TensorSpec([None, feature.num_numbers, dim // feature.num_numbers], tf.float32)}
     if feature.num_numbers:
         inputs[feature.name] = tf.TensorSpec([*shape, feature.num_numbers], tf.float32)
     elif feature.table:
@@ -225,13 +229,22 @@ def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Pat
                 first = tables[table].value[: feature.num_numbers].numpy()
                 graph.initializer.append(numpy_helper.from_array(first, rows))
                 continue
-            # ONNX Runtime takes dimensions with the same name for equal, and shares memory accordingly.
-            shape = ["S", f"L:{feature.name}"] if feature.is_list else ["S"]
-            graph.input.append(helper.make_tensor_value_info(feature.name, TensorProto.INT64, shape))
-            nodes.append(helper.make_node("Gather", [table, feature.name], [rows], name=f"gather:{feature.name}"))
+            ids = feature.name
+            if isinstance(feature, CodeFeature):
+                of_codes, constants = prefix_id_nodes(feature)
+                levels = ["S", feature.num_levels]
+                graph.input.append(helper.make_tensor_value_info(feature.name, TensorProto.FLOAT, levels))
+                graph.initializer.extend(constants)
+                nodes += of_codes
+                ids = of_codes[-1].output[0]
+            else:
+                # ONNX Runtime takes dimensions with the same name for equal, and shares memory accordingly.
+                shape = ["S", f"L:{feature.name}"] if feature.is_list else ["S"]
+                graph.input.append(helper.make_tensor_value_info(feature.name, TensorProto.INT64, shape))
+            nodes.append(helper.make_node("Gather", [table, ids], [rows], name=f"gather:{feature.name}"))
         file.flush()
         os.fsync(file.fileno())
-    used = {node.input[0] for node in nodes}
+    used = {node.input[0] for node in nodes if node.op_type == "Gather"}
     graph.initializer.extend(initializer for name, initializer in initializers.items() if name in used)
     following = list(graph.node)
     del graph.node[:]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from easyrec_mm.features.categories import Categories
+from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.combo_feature import ComboFeature
 from easyrec_mm.features.expr_feature import ExprFeature
 from easyrec_mm.features.feature import Feature, StoredVectors
@@ -20,7 +21,7 @@ from easyrec_mm.features.vector_feature import VectorFeature
 
 _TYPES: tuple[type[Feature], ...] = (
     IdFeature, RawFeature, TagFeature, ComboFeature, LookupFeature, SequenceFeature, ExprFeature, VectorFeature,
-    TextFeature,
+    TextFeature, CodeFeature,
 )  # fmt: skip
 # Name in the config language -> type.
 FEATURE_TYPES = {feature_type.__name__: feature_type for feature_type in _TYPES}

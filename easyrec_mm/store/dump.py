@@ -20,6 +20,7 @@ from easyrec_mm.files.arrow_csv import csv as pa_csv
 from easyrec_mm.files.written_file import written_file
 from easyrec_mm.store.base import Store, records_of
 from easyrec_mm.store.generations import Generation, VectorDtype, require_generation
+from easyrec_mm.store.keys import is_text
 from easyrec_mm.store.records import Record
 
 KEY, VECTOR, STATE, CONTENT_HASH, WRITTEN_S = "key", "vector", "state", "content_hash", "written_s"
@@ -83,8 +84,8 @@ def dump(store: Store, generation: Generation, output: str) -> Dumped:
     with written_file(output) as path, _writer(output, path, generation) as write:
         while portion := list(islice(records, RECORDS_AT_A_TIME)):
             store.keep(generation)  # renews it
-            left_out += [record.key for record in portion if not _is_text(record.key)]
-            portion = [record for record in portion if _is_text(record.key)]
+            left_out += [record.key for record in portion if not is_text(record.key)]
+            portion = [record for record in portion if is_text(record.key)]
             absent = sum(record.vector is None for record in portion)
             num_absent += absent
             num_present += len(portion) - absent
@@ -119,11 +120,6 @@ def _line(record: Record, generation: Generation) -> str:
 def _values(record: Record, vector: Any) -> dict[str, Any]:
     state = ABSENT if record.vector is None else PRESENT
     return dict(zip(COLUMNS, (record.key, vector, state, record.content_hash.hex(), record.written_s), strict=True))
-
-
-def _is_text(key: str) -> bool:
-    """Return whether a key is Unicode, without halves of surrogate pairs."""
-    return key.isascii() or not any("\ud800" <= character <= "\udfff" for character in key)
 
 
 @contextmanager

@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import StoreError
+from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.files.waiting import reading
+from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.store import Generation, State, Store, open_store
+from easyrec_mm.store.codes import codes_uri, parse_origin
 
 
 class Found(NamedTuple):
@@ -138,6 +141,12 @@ def _generation(feature: Feature, store: Store, origin: int | None) -> Generatio
             raise StoreError(
                 f"{place}: holds {held}, but not the vectors that the model was trained with; restore them"
             )
+    if isinstance(feature, CodeFeature) and parse_origin(generation.fingerprint) is None:
+        beside = hide_secrets(codes_uri(feature.store_uri))
+        raise StoreError(
+            f"{place}: generation {generation.number} holds vectors, not codes; make codes with easyrec-mm quantize, "
+            f"and give their store, {beside}"
+        )
     if generation.width != feature.num_numbers:
         raise StoreError(
             f"{place}: generation {generation.number} has vectors of {generation.width} numbers, but vector_dim is "

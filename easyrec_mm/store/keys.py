@@ -22,6 +22,11 @@ def key_of(encoded: bytes) -> str:
     return encoded.decode("utf-8", "surrogatepass")
 
 
+def is_text(key: str) -> bool:
+    """Return whether a key is Unicode, without halves of surrogate pairs, so that a table can hold it."""
+    return key.isascii() or not any("\ud800" <= character <= "\udfff" for character in key)
+
+
 def digest(key: str) -> bytes:
     """Return 32 bytes that stand for a key which a store cannot hold."""
     return hashlib.blake2b(key_bytes(key), digest_size=32).digest()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import UserError
 from easyrec_mm.features.outliers import is_far
+from easyrec_mm.network.layers.embedding import table_ids
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.training.plan import Phase, build_phases
@@ -140,8 +141,12 @@ def _of_weights(
         ids = part.batch.features.get(feature.name)
         if feature.table and name == f"embedding/{feature.table}" and ids is not None and not feature.multiplies_rows:
             lines.append(f"feature '{feature.name}' reads the table")
-            sample_of = ids.value_rowids().numpy() if isinstance(ids, tf.RaggedTensor) else np.arange(len(ids))
-            flat = (ids.flat_values if isinstance(ids, tf.RaggedTensor) else ids).numpy()
+            flat = table_ids(feature, ids).numpy()
+            is_ragged = isinstance(ids, tf.RaggedTensor)
+            # A sample has one id, or as many as there are levels of codes.
+            sample_of = (
+                ids.value_rowids().numpy() if is_ragged else np.arange(len(flat)) * len(ids) // max(len(flat), 1)
+            )
             samples += sample_of[np.isin(flat, bad)].tolist()
     return lines + _of_samples(part, sorted(set(samples)))
 

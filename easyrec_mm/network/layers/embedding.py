@@ -11,6 +11,7 @@ import tensorflow as tf
 from easyrec_mm.distribution.divided_tables import DividedTables
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.distribution.shards import Shard, mark, shard_of_replica
+from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.feature import Feature, Table
 from easyrec_mm.network.layers.row_lookup import joined, look_up_rows
 from easyrec_mm.network.layers.target_attention import TargetAttention
@@ -155,6 +156,8 @@ def table_ids(feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor
     """Return the ids `[N]` of the rows of its table that a feature needs for a value of FeatureTransform."""
     if feature.multiplies_rows:
         return tf.range(feature.num_numbers, dtype=tf.int64)
+    if isinstance(feature, CodeFeature):
+        return tf.reshape(tf.stack(feature.prefix_ids(tf.cast(value, tf.int64)), axis=1), [-1])  # [S levels]
     return value.flat_values if feature.is_list else value
 
 
@@ -214,7 +217,8 @@ def feature_vector(
         as in NumpyTransform: `[S, L, ...]`, with the weights `[S, L]` under `weight_key`, 0 where a sample
         has fewer values. Ids whose rows are given in `rows` may be missing.
       rows: looked-up rows of a feature with a table, float32 `[S, dim]`; for a list `[values of all samples, dim]`,
-        or `[S, L, dim]` if it is padded; for numbers that multiply rows, all rows of the table.
+        or `[S, L, dim]` if it is padded; for codes those of all levels, `[S levels, dim]` or `[S, levels, dim]`; for
+        numbers that multiply rows, all rows of the table.
     """
     vectors = element_vectors(feature, values, rows)
     if not feature.is_list:
@@ -237,6 +241,8 @@ def element_vectors(
         value = value.flat_values
     if feature.multiplies_rows:
         return tf.matmul(value, rows)
+    if isinstance(feature, CodeFeature):
+        return tf.reshape(rows, [-1, feature.width])
     if rows is not None:
         return rows
     return value if feature.num_numbers else tf.one_hot(value, feature.width)
