@@ -38,7 +38,7 @@ model_config {
 }
 train_config {
   optimizer_config { adam_optimizer { learning_rate { constant_learning_rate { learning_rate: 0.02 } } } }
-  precision: FLOAT32 num_epochs: 2 log_step_count_steps: 50
+  precision: FLOAT32 num_epochs: 4 log_step_count_steps: 50
 }
 """
 

@@ -89,6 +89,10 @@ feature_config {
     vector_dim: 5 vector_store: "%(titles)s" separator: "," max_seq_len: 3 combiner: "max"
   }
   features {
+    feature_name: "codes" input_names: "item" feature_type: CodeFeature vector_store: "%(titles)s/codes"
+    vector_dim: 2 hash_bucket_size: 40 embedding_dim: 3
+  }
+  features {
     feature_name: "hour" input_names: "shown_at" feature_type: ExprFeature
     expression: "hour(from_millis(shown_at), 5.5)" boundaries: [6, 12, 18] embedding_dim: 2
   }
@@ -105,7 +109,7 @@ model_config {
   feature_groups {
     group_name: "all"
     feature_names: ["user", "price", "wanted", "clicks_of_category", "seen", "seen_prices", "seen_looks"]
-    feature_names: ["title", "seen_titles", "hour", "is_new_today"]
+    feature_names: ["title", "seen_titles", "codes", "hour", "is_new_today"]
     sequence_features {
       group_name: "din"
       allow_key_search: true
@@ -185,3 +189,4 @@ def write_titles(folder: Path, store: str, origin: str) -> None:
     pq.write_table(pa.table({"item": list(range(NUM_TITLES)), "vector": vectors}), folder / "titles.parquet")
     arguments = ["--store", store, "--input", f"{folder}/titles.parquet", "--key_column", "item", "--origin", origin]
     assert main(["store", "load", *arguments]) == 0
+    assert main(["quantize", "--store", store, "--codes", "2x3", "--refit"]) == 0

@@ -20,8 +20,7 @@ from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.feature import StoredVectors
 from easyrec_mm.network.layers.embedding import table_ids
-from easyrec_mm.serving.release import ServiceOptions
-from easyrec_mm.serving.service import Service
+from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.store.feature_vectors import VectorStores
 
 
@@ -127,10 +126,7 @@ def test_a_store_of_vectors_in_place_of_codes(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Trainings with the codes of a store, with codes in the row, and with hashed ids; their predictions of new items.
-
-    An export of the first.
-    """
+    """Trainings with the codes of a store, with codes in the row, and with hashed ids; their predictions of new items."""
     folder = tmp_path_factory.mktemp("codes")
     write_log(folder)
     for name in FEATURES:
@@ -138,8 +134,6 @@ def trained(tmp_path_factory):
         assert main(["train", *config]) == 0
         predict = ["--predict_input_path", f"{folder}/new.csv", "--output", f"{folder}/{name}.parquet"]
         assert main(["predict", *config, *predict, "--reserved_columns", "click,item,semantic_id"]) == 0
-    config = ["--pipeline_config", f"{folder}/codes.config"]
-    assert main(["export", *config, "--rec_model_export_dir", f"{folder}/rec"]) == 0
     return folder
 
 
@@ -165,31 +159,10 @@ def test_codes_in_the_row_are_those_of_the_store(trained):
     assert np.std(by_key) > 0.1
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "tensorflow"])
-def test_a_server_looks_codes_up(trained, runtime):
-    rows = predicted(trained, "codes")[::40]
-    service = Service(ServiceOptions(f"{trained}/rec", runtime=runtime), None)
-    instances = [{"item": row["item"]} for row in rows] + [{"item": "unknown"}, {"item": ""}]
-    answer = service.answer({"instances": instances})
-    scores = answer.outputs["probs_click"]
-    np.testing.assert_allclose(scores[:-2], [row["probs_click"] for row in rows], rtol=1e-5)
-    assert answer.missing_vectors == {"look": 1}
-    assert scores[-2] == scores[-1]  # the rows of items without codes
-
-
-def test_the_saved_model_takes_codes(trained):
-    rows = predicted(trained, "codes")[::40]
-    run = tf.saved_model.load(f"{trained}/rec").signatures["vector"]
-    codes = [[float(code) for code in row["semantic_id"].split("_")] for row in rows]
-    vectors = {name: tf.zeros([1, spec.shape[1]]) for name, spec in run.structured_input_signature[1].items() if name != "look_vector"}
-    outputs = run(look_vector=tf.constant(codes), **vectors)
-    np.testing.assert_allclose(outputs["probs_click"], [row["probs_click"] for row in rows], rtol=1e-5)
-
-
 def test_attributions_and_tables_of_codes(trained):
     """The ends of an attribution's path give the logits of the model; the rows of a table are those of the prefixes."""
     pipeline = load_pipeline(f"{trained}/codes.config")
-    model = build_model(pipeline.config, pipeline.schema)
+    model = MultimodalModel(pipeline.config, pipeline.schema)
     codes = {"look": tf.constant([[1.0, 2.0], [1.0, 3.0], [0.0, 0.0]])}
     ends = ends_of(model, codes)
     assert ends.numbers["look"].shape == (3, 8)

@@ -63,6 +63,8 @@ def test_check_shows_every_feature(trained, capsys, monkeypatch):
         cells = lines[name].split()
         assert cells[1:5] == [kind, "(store)", "5", "-"]
         assert 0 < float(cells[6].rstrip("%")) < 50  # keys of which the store has no vector
+    assert lines["codes"].split()[1:5] == ["CodeFeature", "(store)", "6", "40"]
+    assert lines["codes"].split()[6] == lines["title"].split()[6]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,7 @@ def test_a_saved_model_takes_the_vectors(trained, rows):
         padded[i, : len(keys)] = store.get_many(keys).vectors
     vectors = {
         "title_vector": store.get_many([str(row["item"]) for row in rows]).vectors,
+        "codes_vector": open_store(f"lmdb://{trained}/titles/codes").get_many([str(row["item"]) for row in rows]).vectors,
         "seen_titles_vector": padded,
         "seen_titles_length": tf.constant([len(keys) for keys in seen], tf.int64),
         "img_emb_vector": open_store(f"lmdb://{trained}/store").get_many([row["path"] for row in rows]).vectors,

@@ -66,7 +66,7 @@ class VectorFeature(Feature):
         return [(self.inputs[0], pattern) for pattern in patterns]
 
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
-        return {self.name: read_vectors(fields[self.inputs[0]], self.separator, self.width, back_end)}
+        return {self.name: read_vectors(fields[self.inputs[0]], self.separator, self.num_numbers, back_end)}
 
 
 def read_stored_vectors(settings: FeatureSettings) -> StoredVectors:
