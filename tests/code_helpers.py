@@ -14,7 +14,7 @@ NUM_CLUSTERS, WIDTH = 8, 6
 # Items of the training, and those that come later.
 NUM_OLD, NUM_NEW = 160, 80
 SHAPE = "2x8"
-CODES = 'feature_type: CodeFeature vector_dim: 2 hash_bucket_size: 300 embedding_dim: 4'
+CODES = "feature_type: CodeFeature vector_dim: 2 hash_bucket_size: 300 embedding_dim: 4"
 FEATURES = {
     "codes": f'features {{ feature_name: "look" input_names: "item" {CODES} vector_store: "%(store)s/codes" }}',
     "text": f'features {{ feature_name: "look" input_names: "semantic_id" {CODES} }}',

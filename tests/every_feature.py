@@ -178,6 +178,7 @@ def write_data(folder: Path) -> None:
     (folder / "data.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     titles = f"lmdb://{folder}/titles"
     write_titles(folder, titles, "words")
+    assert main(["quantize", "--store", titles, "--codes", "2x3"]) == 0
     settings = {"folder": folder, "optimizer": optimizer(), "titles": titles}
     (folder / "x.config").write_text(CONFIG % settings, encoding="utf-8")
 
@@ -189,4 +190,3 @@ def write_titles(folder: Path, store: str, origin: str) -> None:
     pq.write_table(pa.table({"item": list(range(NUM_TITLES)), "vector": vectors}), folder / "titles.parquet")
     arguments = ["--store", store, "--input", f"{folder}/titles.parquet", "--key_column", "item", "--origin", origin]
     assert main(["store", "load", *arguments]) == 0
-    assert main(["quantize", "--store", store, "--codes", "2x3", "--refit"]) == 0

@@ -27,7 +27,12 @@ from easyrec_mm.store.feature_vectors import VectorStores
 def code_feature(levels, rows, uri="lmdb://x"):
     stored = StoredVectors(uri, levels)
     return CodeFeature(
-        name="look", inputs=("item",), width=2 * levels, table="look", categories=Categories("hash", rows), stored=stored
+        name="look",
+        inputs=("item",),
+        width=2 * levels,
+        table="look",
+        categories=Categories("hash", rows),
+        stored=stored,
     )
 
 
@@ -43,7 +48,9 @@ def test_rows_of_prefixes_are_the_polynomial_everywhere(levels, rows):
     prime, base = 2**31 - 1, 5**13
     expected = [
         [
-            (sum(c * pow(base, i + 1, prime) for i, c in enumerate(row[: n + 1])) + pow(base, 17 + n, prime)) % prime % rows
+            (sum(c * pow(base, i + 1, prime) for i, c in enumerate(row[: n + 1])) + pow(base, 17 + n, prime))
+            % prime
+            % rows
             for n in range(levels)
         ]
         for row in codes.tolist()

@@ -123,7 +123,9 @@ def test_a_saved_model_takes_the_vectors(trained, rows):
         padded[i, : len(keys)] = store.get_many(keys).vectors
     vectors = {
         "title_vector": store.get_many([str(row["item"]) for row in rows]).vectors,
-        "codes_vector": open_store(f"lmdb://{trained}/titles/codes").get_many([str(row["item"]) for row in rows]).vectors,
+        "codes_vector": open_store(f"lmdb://{trained}/titles/codes")
+        .get_many([str(row["item"]) for row in rows])
+        .vectors,
         "seen_titles_vector": padded,
         "seen_titles_length": tf.constant([len(keys) for keys in seen], tf.int64),
         "img_emb_vector": open_store(f"lmdb://{trained}/store").get_many([row["path"] for row in rows]).vectors,
@@ -219,7 +221,7 @@ def served(trained, tmp_path):
     stores = [open_store(uri, writable=True)]
 
     def serve(**options):
-        vector_stores = {"title": uri, "seen_titles": uri}
+        vector_stores = {"title": uri, "seen_titles": uri, "codes": f"{uri}/codes"}
         options = ServiceOptions(f"{trained}/rec", vector_stores=vector_stores, **options)
         stores.append(open_store(f"lmdb://{trained}/store"))
         return Service(options, stores[-1])
@@ -237,13 +239,13 @@ def test_a_server_counts_keys_without_vectors(rows, served):
     for instance, item, seen in zip(instances, (0, 99, 98), ("1,77", "", "77,76,2,3"), strict=True):
         instance |= {"item": item, "seen_items": seen}
     answer = service.answer({"instances": instances})
-    assert answer.missing_vectors == {"title": 2, "seen_titles": 3}  # of a longer sequence, what is kept
+    assert answer.missing_vectors == {"title": 2, "seen_titles": 3, "codes": 2}  # of a longer sequence, what is kept
     before = counted("seen_titles")
     monitoring.count_vectors(answer)
     assert counted("seen_titles") == before + 3
     shared = [{n: v for n, v in instance.items() if n not in ("item", "seen_items")} for instance in instances]
     together = service.answer({"instances": shared, "shared": {"item": 0, "seen_items": "1,77"}})
-    assert together.missing_vectors == {"title": 0, "seen_titles": 1}
+    assert together.missing_vectors == {"title": 0, "seen_titles": 1, "codes": 0}
     np.testing.assert_allclose(together.outputs["logits_click"][0], answer.outputs["logits_click"][0], rtol=1e-5)
 
 
@@ -270,8 +272,8 @@ def test_a_store_of_vectors_that_is_down(rows, served, monkeypatch):
         patch.setattr(VectorStores, "look_up", fail)
         for _ in range(3):
             answer = lenient.answer(body)
-            assert answer.missing_vectors == {"title": 1, "seen_titles": 1}
-            assert len(calls) == 1
+            assert answer.missing_vectors == {"title": 1, "seen_titles": 1, "codes": 1}
+            assert len(calls) == 2  # of each of the two stores
         with pytest.raises(StoreError, match=r"feature 'title': redis://far: no answer"):
             strict.answer(body)
     assert np.abs(answer.outputs["logits_click"] - expected).max() > 1e-4

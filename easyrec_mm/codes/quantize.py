@@ -125,7 +125,8 @@ def _codebooks(stores: Stores, generation: Generation, options: QuantizeOptions)
     if existing is not None and not options.refit:
         _require_fitting(existing, generation, options, stores.codebooks.uri)
         return existing, 0
-    shape = options.shape or (existing.shape if existing else DEFAULT_SHAPE)
+    coded = _shape_of(stores.codes)  # which are there, too, where codebooks are damaged
+    shape = options.shape or (existing.shape if existing else coded) or DEFAULT_SHAPE
     before = _codes_before(stores.codes, shape)
     sample = Sample(options.sample, options.seed)
     for portion in _portions(stores.vectors, generation):
@@ -171,11 +172,16 @@ def _require_fitting(existing: Codebooks, generation: Generation, options: Quant
         )
 
 
-def _codes_before(store: Store, shape: Shape) -> Generation | None:
-    """Return the current generation of codes, if it can be compared with codes of a shape."""
+def _shape_of(store: Store) -> Shape | None:
+    """Return the shape of the current codes; None if there are none yet."""
     current = store.meta().current_generation
     origin = parse_origin(current.fingerprint) if current else None
-    return current if origin is not None and origin.shape == shape else None
+    return origin.shape if origin else None
+
+
+def _codes_before(store: Store, shape: Shape) -> Generation | None:
+    """Return the current generation of codes, if it can be compared with codes of a shape."""
+    return store.meta().current_generation if _shape_of(store) == shape else None
 
 
 def _old_codes(store: Store, before: Generation | None, keys: list[str], shape: Shape) -> Codes:
