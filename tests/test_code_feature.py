@@ -86,7 +86,8 @@ def test_no_more_prefixes_share_a_row_than_by_chance(rows):
     num_prefixes = 40 + 40**2 + 40**3
     expected = rows * (1 - (1 - 1 / rows) ** num_prefixes)
     assert len(np.unique(ids)) > 0.99 * expected
-    assert (ids.min() >= 0) and (ids.max() < rows)
+    assert ids.min() >= 0
+    assert ids.max() < rows
 
 
 # --- Settings
@@ -133,7 +134,7 @@ def test_a_store_of_vectors_in_place_of_codes(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Trainings with the codes of a store, with codes in the row, and with hashed ids; their predictions of new items."""
+    """Trainings with codes of a store, with codes in the row, and with hashed ids; their predictions of new items."""
     folder = tmp_path_factory.mktemp("codes")
     write_log(folder)
     for name in FEATURES:

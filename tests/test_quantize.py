@@ -132,7 +132,7 @@ def test_a_run_that_was_killed_is_started_again(tmp_path, monkeypatch, refit, nu
     if before:
         assert codes_of(killed) == before
     else:
-        with pytest.raises(StoreError, match="no complete generation|no store there"):
+        with pytest.raises(StoreError, match=r"no complete generation|no store there"):
             codes_of(killed)
     again = er.quantize(killed, codes=SHAPE, refit=refit)
     once = er.quantize(whole, codes=SHAPE, refit=refit)

@@ -232,8 +232,9 @@ def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Pat
             ids = feature.name
             if isinstance(feature, CodeFeature):
                 of_codes, constants = prefix_id_nodes(feature)
-                levels = ["S", feature.num_levels]
-                graph.input.append(helper.make_tensor_value_info(feature.name, TensorProto.FLOAT, levels))
+                graph.input.append(
+                    helper.make_tensor_value_info(feature.name, TensorProto.FLOAT, ("S", feature.num_levels))
+                )
                 graph.initializer.extend(constants)
                 nodes += of_codes
                 ids = of_codes[-1].output[0]
