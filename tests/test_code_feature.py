@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pyarrow.parquet as pq
@@ -19,6 +22,9 @@ from easyrec_mm.export.code_ids import prefix_id_nodes
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.feature import StoredVectors
+from easyrec_mm.features.numbers import Numbers
+from easyrec_mm.features.numpy_back_end import NumpyBackEnd
+from easyrec_mm.features.tensorflow_back_end import TensorFlowBackEnd
 from easyrec_mm.network.layers.embedding import table_ids
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.store.feature_vectors import VectorStores
@@ -88,6 +94,23 @@ def test_no_more_prefixes_share_a_row_than_by_chance(rows):
     assert len(np.unique(ids)) > 0.99 * expected
     assert ids.min() >= 0
     assert ids.max() < rows
+
+
+@pytest.mark.parametrize(("levels", "separator"), [(1, ""), (3, "_"), (3, "|")])
+def test_codes_in_the_row(levels, separator):
+    """As both back ends read them; other texts are refused."""
+    feature = replace(code_feature(levels, 100), stored=None, numbers=Numbers(levels), separator=separator)
+    ids = [[12, 200, 3][:levels], [1, 0, 65536][:levels]]
+    texts = [separator.join(map(str, row)) for row in ids]
+    values = [*texts, ""]
+    by_numpy = feature.values({"item": values}, NumpyBackEnd({}))["look"]
+    by_tensorflow = feature.values({"item": tf.constant(values)}, TensorFlowBackEnd({}))["look"]
+    np.testing.assert_array_equal(by_numpy, np.float32([*ids, [0] * levels]))
+    np.testing.assert_array_equal(by_tensorflow, by_numpy)
+    ((_, pattern),) = feature.patterns()
+    assert all(re.fullmatch(pattern, text) for text in [*texts, separator.join(["7.0"] * levels)])
+    wrong = [f"{texts[0]}{separator}1" if separator else "1_2", f"{texts[0]}x", "-1", "1.5", "a", texts[0][:-1] + "_"]
+    assert not any(re.fullmatch(pattern, text) for text in wrong)
 
 
 # --- Settings

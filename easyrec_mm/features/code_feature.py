@@ -11,10 +11,13 @@ from typing import Any
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.numbers import Numbers
 from easyrec_mm.features.reading import FeatureSettings
+from easyrec_mm.features.text_patterns import literal
 from easyrec_mm.features.vector_feature import VectorFeature, read_stored_vectors
 
 # Between the codes of a semantic ID, as in 12_200_3_77.
 _SEPARATOR = "_"
+# The pattern of a code; a list of floats becomes a text with points.
+_CODE = r"[0-9]{1,5}(?:\.0+)?"
 # More would not stay exact in the sum of prefix_ids.
 _MAX_LEVELS = 16
 # Hash of a prefix: a polynomial of its codes modulo a prime (Carter and Wegman, "Universal classes of hash functions",
@@ -67,6 +70,12 @@ class CodeFeature(VectorFeature):
             stored=read_stored_vectors(settings) if is_stored else None,
             separator="" if is_stored or item.vector_dim <= 1 else separator,
         )
+
+    def patterns(self) -> list[tuple[str, str]]:
+        if self.numbers is None:
+            return []
+        following = f"(?:{literal(self.separator)}{_CODE}){{{self.num_levels - 1}}}" if self.separator else ""
+        return [(self.inputs[0], _CODE + following)]
 
     @property
     def multiplies_rows(self) -> bool:
