@@ -190,6 +190,12 @@ def test_codes_in_the_row_are_those_of_the_store(trained):
     assert np.std(by_key) > 0.1
 
 
+def test_check_shows_codes(trained, capsys):
+    assert main(["check", "--pipeline_config", f"{trained}/codes.config"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^ *look +CodeFeature \(store\) +8 +300 +0.0% +0.0%", out, re.MULTILINE), out
+
+
 def test_attributions_and_tables_of_codes(trained):
     """The ends of an attribution's path give the logits of the model; the rows of a table are those of the prefixes."""
     pipeline = load_pipeline(f"{trained}/codes.config")

@@ -63,8 +63,6 @@ def test_check_shows_every_feature(trained, capsys, monkeypatch):
         cells = lines[name].split()
         assert cells[1:5] == [kind, "(store)", "5", "-"]
         assert 0 < float(cells[6].rstrip("%")) < 50  # keys of which the store has no vector
-    assert lines["codes"].split()[1:5] == ["CodeFeature", "(store)", "6", "40"]
-    assert lines["codes"].split()[6] == lines["title"].split()[6]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +109,7 @@ def test_vectors_of_a_store_in_batches(trained):
 def test_a_saved_model_takes_the_vectors(trained, rows):
     """Whoever runs the SavedModel looks them up, and need not know what padding holds."""
     rows, names = rows
-    store = open_store(f"lmdb://{trained}/titles")
+    store, codes = (open_store(f"lmdb://{trained}/{name}") for name in ("titles", "titles/codes"))
     loaded = tf.saved_model.load(f"{trained}/rec")
     run = loaded.signatures["vector"]
     inputs = run.structured_input_signature[1]
@@ -123,9 +121,7 @@ def test_a_saved_model_takes_the_vectors(trained, rows):
         padded[i, : len(keys)] = store.get_many(keys).vectors
     vectors = {
         "title_vector": store.get_many([str(row["item"]) for row in rows]).vectors,
-        "codes_vector": open_store(f"lmdb://{trained}/titles/codes")
-        .get_many([str(row["item"]) for row in rows])
-        .vectors,
+        "codes_vector": codes.get_many([str(row["item"]) for row in rows]).vectors,
         "seen_titles_vector": padded,
         "seen_titles_length": tf.constant([len(keys) for keys in seen], tf.int64),
         "img_emb_vector": open_store(f"lmdb://{trained}/store").get_many([row["path"] for row in rows]).vectors,
@@ -151,11 +147,8 @@ def test_lists_that_do_not_fit_each_other_are_refused(trained, rows):
     service = Service(ServiceOptions(f"{trained}/rec"), open_store(f"lmdb://{trained}/store"))
     instances = [{name: row[name] for name in names} for row in rows[:3]]
     instances[2] |= {"seen": "u1|u2", "seen_categories": "c1"}
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError, match=r"^instance 2: 'seen' has 2 values, but 'seen_categories' has 1; give both"):
         service.answer({"instances": instances})
-    assert (
-        str(caught.value) == "instance 2: 'seen' has 2 values, but 'seen_categories' has 1; give both the same number"
-    )
     for instance in instances:
         instance["seen"] = "u1|u2"
         del instance["seen_categories"]

@@ -107,7 +107,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("num_writes", [0, 1, 3])
 def test_a_run_that_was_killed_is_started_again(tmp_path, monkeypatch, refit, num_writes):
     """Before or within the codebooks, or among the codes: what was current stays, and the end is that of one run."""
-    monkeypatch.setattr(module, "_AT_A_TIME", 16)
+    monkeypatch.setattr(module, "RECORDS_AT_A_TIME", 16)
     places = [f"lmdb://{tmp_path}/{name}" for name in ("killed", "whole")]
     for uri in places:
         put_items(uri, range(40))

@@ -28,7 +28,7 @@ from easyrec_mm.store.codes import MAX_CODES, MAX_LEVELS, Shape, codebooks_uri, 
 from easyrec_mm.store.generations import require_generation
 
 DEFAULT_SHAPE = Shape(4, 256)
-_AT_A_TIME = 5_000
+RECORDS_AT_A_TIME = 5_000
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def _count_changes(old: list[Record | None], codes: Codes, totals: _Totals) -> N
 def _portions(store: Store, generation: Generation) -> Iterator[Portion]:
     """Yield the records of a generation, few at a time, which is kept from `prune` meanwhile."""
     records = store.scan(generation)
-    while some := list(islice(records, _AT_A_TIME)):
+    while some := list(islice(records, RECORDS_AT_A_TIME)):
         store.keep(generation)
         present = [record for record in some if record.vector is not None]
         vectors = np.stack([record.vector for record in present if record.vector is not None]) if present else None
