@@ -120,19 +120,18 @@ class ImageLosses:
     """The losses on image vectors that a config defines.
 
     They compare the images of a global batch with each other: with several replicas, each computes the same losses of
-    all images, of which its part is one of as many.
+    all images, of which its part is one of as many. `widths` are those of image vectors and of text vectors.
     """
 
     def __init__(
         self,
         settings: ImgModel,
         schema: Schema,
-        width: int,
-        text_width: int,
+        widths: tuple[int, int],
         embedding: FeatureEmbedding,
         replicas: Replicas,
     ) -> None:
-        self._text_width = text_width
+        width, self._text_width = widths
         self._replicas = replicas
         self._losses = image_losses(settings) if schema.uses_image else []
         self._embedding = embedding

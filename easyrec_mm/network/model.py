@@ -82,14 +82,8 @@ class MultimodalModel:
         self.predictions = Predictions(self)
         with self.replicas.scope("build"):
             self._build()
-        self._image_losses = ImageLosses(
-            network.img_model,
-            schema,
-            self.image_width,
-            self.parts.text_width,
-            self.rec.feature_embedding,
-            self.replicas,
-        )
+        widths = (self.image_width, self.parts.text_width)
+        self._image_losses = ImageLosses(self.img_model, schema, widths, self.rec.feature_embedding, self.replicas)
         if self.replicas.num > 1:
             kinds = (RunningNorm, BatchNorm) if config.train_config.sync_batch_norm else (RunningNorm,)
             synchronize([self.rec, *([self.image] if self.image is not None else [])], self.replicas, kinds)
