@@ -31,7 +31,7 @@ def add_flags(parser: f.Parser) -> None:
         add(f"--{name}_model_export_dir", metavar="F", required=True, help=f"folder of the {model} model")
     add("--asset_files", metavar="A,B", type=f.names, default=(), help="files to add to the models' assets")
     add("--eval_input_path", metavar="P", help="files of samples on which the models are compared")
-    add("--parity_groups", metavar="N", type=int, default=100, help="groups to compare (default 100)")
+    add("--parity_groups", metavar="N", type=f.positive, default=100, help="groups to compare (default 100)")
     add(
         "--delta_from",
         metavar="R",
