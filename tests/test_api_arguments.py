@@ -130,6 +130,14 @@ def test_what_is_read_of_a_frame():
     }
 
 
+def test_a_text_column_without_a_value_is_read():
+    """pandas has NaN in it, as in a column of numbers."""
+    frame = pd.DataFrame({"category": [np.nan, np.nan], "price": [np.nan, np.nan]})
+    table = fields_of(frame, "data", {"category": "string", "price": "float32"})
+    assert [str(kind) for kind in table.schema.types] == ["string", "double"]
+    assert table.to_pydict() == {"category": [None, None], "price": [None, None]}
+
+
 def test_times_and_decimals_are_read_as_group_writes_them():
     times = pd.Series(pd.to_datetime(["2024-01-02 03:04:05", None])).astype("datetime64[s]")
     frame = pd.DataFrame(
@@ -263,6 +271,7 @@ def test_arguments_beyond_their_limits(tmp_path, monkeypatch, call, message):
         (lambda p: Run(p).predict("x.csv", reserved_columns="nope"), "^reserved_columns: no input field 'nope'"),
         (lambda p: Run(p).export("e", parity_groups=0), "^parity_groups: is 0; give a whole number, 1 or more"),
         (lambda p: Run(p).export(5), "^output: is 5; give a path"),
+        (lambda p: Run(p).export("e", asset_files="nope"), "^asset_files nope: is not a file"),
         (lambda p: Run(p).export("e", asset_files=5), "^asset_files: is 5; give a text or a list of texts"),
         (lambda p: Run(p).report("r.html", num_pictures=0), "^num_pictures: is 0; give a whole number, 1 or more"),
         (lambda p: Run(p).report("r.html", compare=[5]), "^compare: is 5; give a path"),

@@ -82,7 +82,7 @@ class Pipeline:
         An interrupt saves a checkpoint, and another call continues from there.
 
         Args:
-          train_data: files, folders or globs, or a DataFrame, in place of the config's train_input_path. A DataFrame
+          train_data: files or globs, or a DataFrame, in place of the config's train_input_path. A DataFrame
             has one row per sample, or one per group with lists as in GroupParquetInput, and is kept in model_dir.
           eval_data: the same for eval_input_path. If one of both is a DataFrame, the other one has to be one, too, or
             to consist of Parquet files with rows of the same kind.

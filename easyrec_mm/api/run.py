@@ -80,7 +80,7 @@ class Run:
         """Evaluate with intervals, as `easyrec-mm eval` does, and write eval_result into model_dir.
 
         Args:
-          data: files, folders or globs, or a DataFrame; by default the config's eval_input_path.
+          data: files or globs, or a DataFrame; by default the config's eval_input_path.
           compare: another training, or its model_dir or checkpoint; the differences are in `comparison` of the result.
           precision: number format, as train_config.precision.
 
@@ -116,7 +116,7 @@ class Run:
         """Return the model's outputs for every sample, in the order of the input, as `easyrec-mm predict` writes them.
 
         Args:
-          data: files, folders or globs, or a DataFrame with one row per sample, or one per group with lists.
+          data: files or globs, or a DataFrame with one row per sample, or one per group with lists.
           reserved_columns: input fields to copy into the result.
           precision: number format, as train_config.precision.
 
@@ -227,7 +227,8 @@ class Run:
         places = {name: join(folder, name) for name in ("img", "rec", "total")}
         path = "" if data is None else path_of(data, "data")
         num, files = POSITIVE.checked(parity_groups, "parity_groups"), names_of(asset_files, "asset_files")
-        return export(self.pipeline.checked, self.checkpoint_path, places, path, files, num)
+        with naming({"--asset_files": "asset_files"}):
+            return export(self.pipeline.checked, self.checkpoint_path, places, path, files, num)
 
 
 def _is_flat(settings: dict[str, Any]) -> bool:
