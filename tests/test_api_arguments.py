@@ -183,9 +183,16 @@ OF_COMMANDS = {GroupOptions: "group", Engine: "group", EmbedOptions: "embed", Se
 
 @pytest.mark.parametrize("options", OF_COMMANDS)
 def test_flags_and_arguments_take_the_same_values(options):
-    parser = make_parser()
-    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    flags = {action.dest: action for action in commands.choices[OF_COMMANDS[options]]._actions}
+    flags = {}
+
+    class Recorder(argparse.ArgumentParser):
+        def add_argument(self, *names, **settings):
+            action = super().add_argument(*names, **settings)
+            if self.prog.endswith(f" {OF_COMMANDS[options]}"):
+                flags[action.dest] = action
+            return action
+
+    make_parser(Recorder)
     limits = {
         name: hint.__metadata__[0]
         for name, hint in get_type_hints(options, include_extras=True).items()
