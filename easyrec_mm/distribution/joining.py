@@ -58,7 +58,8 @@ def join(cluster: Cluster) -> Replicas:
     try:
         _strategies.append(tf.distribute.MultiWorkerMirroredStrategy())
     except (tf.errors.OpError, RuntimeError) as error:
-        if lost := silent(cluster):
+        # One that was only too slow may answer by now: a restart of all helps then, too.
+        if (lost := silent(cluster)) or isinstance(error, _LOST):
             raise LostWorkerError(_lost(cluster, lost)) from error
         name, reason = cluster.name(cluster.number), first_line(error)
         raise UserError(f"{name}: TensorFlow's server cannot be started: {reason}") from error
