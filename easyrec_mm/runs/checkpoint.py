@@ -185,7 +185,8 @@ def newest_whole(paths: Iterable[str], read: Callable[[str], _Result]) -> tuple[
         except DamagedCheckpointError as error:
             problems.append(error)
     raise DamagedCheckpointError(
-        "\n  ".join(map(str, problems)) + f"\nno whole checkpoint is left: put one back from a copy, or remove the list "
+        "\n  ".join(map(str, problems))
+        + f"\nno whole checkpoint is left: put one back from a copy, or remove the list "
         f"(the file '{STATE}') and the files {PREFIX}-* of this folder to train from the start"
     ) from problems[0]
 
