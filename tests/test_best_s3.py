@@ -48,7 +48,7 @@ def test_a_training_in_a_bucket(s3, data, tmp_path, monkeypatch):
 
     before = {key: s3.get(f"{bucket}/m/{key}") for key in ("metrics.jsonl", "checkpoint", "pipeline.config")}
     said: list[str] = []
-    watch = Watch(pipeline, pipeline.config.eval_input_path, said.append)
+    watch = Watch(pipeline, pipeline.config.eval_input_path, lambda message, **figures: said.append(message))
     assert watch.run(0.0, Caught()) == "the training is over"
     lines = [json.loads(line) for line in s3.get(f"{bucket}/m/{WATCH_METRICS}").splitlines()]
     assert [line["step"] for line in lines] == [2, 5]
@@ -72,7 +72,7 @@ def test_what_a_training_writes_later_is_seen(s3, data, tmp_path, monkeypatch):
 
     train("num_steps: 2")
     pipeline = load_pipeline(str(tmp_path / "test.config"))
-    watch = Watch(pipeline, pipeline.config.eval_input_path, lambda message: None)
+    watch = Watch(pipeline, pipeline.config.eval_input_path, lambda message, **figures: None)
     monkeypatch.setattr(Watch, "sleep", lambda self, caught: train("num_steps: 4"))
     evaluated = []
     evaluate = Watch.evaluate

@@ -61,7 +61,11 @@ def test_clusters_of_workers():
         ({"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker"}}, "two workers have the address a:1"),
         (
             {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 2}},
-            "the task is 'worker 2', but the cluster has worker 0",
+            "the task is 'worker 2', but the cluster has worker 0; give each worker the type and index of its own",
+        ),
+        (
+            {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker"}},
+            r"task {\"type\": \"worker\"} has no 'index', but the cluster has worker 0, worker 1; give each worker the",
         ),
         (
             {"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker"}},

@@ -7,6 +7,7 @@ import pytest
 
 from easyrec_mm.cli.completion import SHELLS
 from easyrec_mm.cli.main import COMMANDS, main
+from easyrec_mm.weights.catalog import CATALOG
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,28 @@ def test_bash_completes_commands_flags_choices_and_files(scripts, tmp_path):
     assert complete("serve", "--json") == ["--json_logs"]
     assert complete("completion", "z") == ["zsh"]
     assert complete("check", "--num_groups", "o") == []
+    assert set(complete("weights", "fetch", "")) == set(CATALOG)
+    assert complete("weights", "fetch", "efficientnet_lite0"[:-1]) == ["efficientnet_lite0"]
+    assert complete("group", "--preset", "efficientnet_l") == ["efficientnet_lite0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["group", "--format", "=", "pa"], ["parquet"]),
+        (["group", "--format", "="], ["parquet", "tfrecord", "rtp"]),
+        (["group", "--format=pa"], ["--format=parquet"]),
+        (["train", "--pipeline_config", "=", "d"], ["demo.config"]),
+        (["group", "--format", "=", "rtp", "--engine", "sp"], ["spark"]),
+        (["group", "--format=rtp", "--engine", "=", "lo"], ["local"]),
+        (["train", "--set", "train_config.num_steps=5", "--qu"], ["--quiet"]),
+        (["train", "--set", "train_config.num_steps", "=", "5", "--qu"], ["--quiet"]),
+    ],
+)
+def test_bash_completes_values_behind_an_equals_sign(scripts, tmp_path, words, offered):
+    """Bash parts words at it, unless COMP_WORDBREAKS says otherwise."""
+    (tmp_path / "demo.config").touch()
+    assert completed(scripts["bash"], tmp_path, *words) == offered
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

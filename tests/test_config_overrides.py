@@ -124,7 +124,13 @@ def test_overrides_are_checked_like_the_file(load, problem_lines):
             "'3 num_epochs: 2' is not a valid value for num_steps: it sets other fields",
         ),
         ("train_config.sync_replicas=yes", "'yes' is not a valid value for sync_replicas: "),
-        ("train_config.precision=FLOAT", "'FLOAT' is not a valid value for precision: "),
+        ("train_config.precision=FLOAT", "'FLOAT' is not a valid value for precision: Precision has no value"),
+        (
+            "train_config.train_distribute=PSStrategy",
+            "'PSStrategy' is not a valid value for train_distribute: PSStrategy is not supported; "
+            "train_config.shard_tables_from_rows divides tables among workers",
+        ),
+        ("train_config={ optimiser_config {} }", "'{ optimiser_config {} }' is not a valid value for train_config: "),
         ("model_dir='a", '"\'a" is not a valid value for model_dir: '),
         ("data_config[0].batch_size=3", "data_config has no elements; write it without [0]"),
         ("data_config.batch_size[0]=3", "batch_size has no element 0"),

@@ -194,6 +194,7 @@ def test_a_bar_is_drawn_on_a_terminal_only_without_the_flags():
         assert Stream(stream, console, "WARNING").isatty() == (not is_quiet and not is_json)
 
 
+@pytest.mark.slow
 def test_a_training_prints_json_alone_and_quietly_only_its_result(tmp_path, monkeypatch, capfd):
     """Read from the files themselves, so that nothing that goes past the streams is missed."""
     monkeypatch.chdir(tmp_path)
@@ -209,5 +210,20 @@ def test_a_training_prints_json_alone_and_quietly_only_its_result(tmp_path, monk
     assert [line["values"]["loss"] for line in steps] == losses
     (result,) = [line for line in lines if "checkpoint" in line]
     assert (result["step"], result["checkpoint"]) == (2, "m/model.ckpt-2")
+    written = json.loads((tmp_path / "m" / "eval_result.json").read_text())
+    (evaluated,) = [line for line in lines if "results" in line]
+    assert (evaluated["step"], evaluated["results"]["auc_click"]) == (2, written["auc_click"])
+    assert main(["eval", *flags, "--compare", "m", "--json_logs"]) == 0
+    written = json.loads((tmp_path / "m" / "eval_result.json").read_text())
+    printed = capfd.readouterr()
+    (evaluated,) = [line for line in map(json.loads, (printed.out + printed.err).splitlines()) if "results" in line]
+    assert {"easyrec_mm": written["easyrec_mm"], **evaluated["results"]} == written
+    assert evaluated["results"]["comparison"]["differences"]["auc_click"]["difference"] == 0
+    assert evaluated["checkpoint"] == "m/model.ckpt-2 (step 2)"
+    predict = ["predict", *flags, "--predict_input_path", "eval.csv", "--output", "p.csv", "--json_logs"]
+    assert main(predict) == 0
+    printed = capfd.readouterr()
+    (result,) = [line for line in map(json.loads, (printed.out + printed.err).splitlines()) if "output" in line]
+    assert (result["rows"], result["output"]) == (written["num_samples"], "p.csv")
     assert main(["train", *flags, "--quiet"]) == 0
     assert capfd.readouterr() == ("step 2; checkpoint m/model.ckpt-2\n", "")

@@ -14,7 +14,9 @@ from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole, resolve_checkp
 from easyrec_mm.runs.checkpoint_index import read_index
 from easyrec_mm.runs.checkpoint_list import is_damaged
 from easyrec_mm.runs.checkpoint_reader import checkpoint_shapes, read_text_value, restore
+from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.runs.warm_start import warm_start
+from easyrec_mm.training.resume import checkpoints_in
 
 TEXT = "a text of the training"
 
@@ -166,6 +168,14 @@ def test_a_checkpoint_without_its_index_is_missed(tmp_path):
     assert [problem.startswith(f"{second}: ") for problem in problems] == [True]
     with pytest.raises(CheckpointError, match=r"--checkpoint_path: .+/model\.ckpt-2\.index is missing"):
         resolve_checkpoint(str(tmp_path), "--checkpoint_path")
+
+
+def test_a_folder_in_the_place_of_the_list_is_refused_before_the_training(tmp_path):
+    """No checkpoint could be written."""
+    (tmp_path / "checkpoint").mkdir()
+    told = rf"model_dir '{tmp_path}': 'checkpoint' is a folder, but must be the list .+; rename or remove that folder"
+    with pytest.raises(CheckpointError, match=told):
+        checkpoints_in(ModelDir(str(tmp_path)), Checkpoints(str(tmp_path)))
 
 
 @pytest.mark.slow

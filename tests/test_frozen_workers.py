@@ -10,9 +10,11 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import MagicMock
 
 import grpc
 import pytest
+import tensorflow as tf
 from flat_helpers import make_log
 from forked import Command, Process
 from servers import free_port
@@ -20,7 +22,7 @@ from test_workers import CONFIG, TOGETHER, TRAIN, Workers, size
 
 from easyrec_mm.distribution import joining, watching
 from easyrec_mm.distribution.cluster import Cluster
-from easyrec_mm.errors import LostWorkerError
+from easyrec_mm.errors import LostWorkerError, UserError
 from easyrec_mm.exit_status import LOST_WORKER
 
 pytestmark = pytest.mark.slow
@@ -59,12 +61,34 @@ def test_the_limits_leave_less_than_a_minute():
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_worker_that_is_lost_before_its_server_starts_is_named(tmp_path, number):
     """It has met the others, which then start their servers, and wait for it no longer than for one that is lost."""
-    assert joining.START_S + watching.ANSWER_S <= LIMIT_S - 10
+    assert joining.START_S + joining.ADDED_S + watching.ANSWER_S <= LIMIT_S - 10
     addresses = tuple(f"127.0.0.1:{free_port()}" for _ in range(2))
     process = Process(functools.partial(_join, Cluster(addresses, number)), tmp_path, tmp_path / "output.txt")
     status, output = process.end()
     assert status == LOST_WORKER, output
     assert f"worker {1 - number} ({addresses[1 - number]}) cannot be reached any more" in output
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (tf.errors.DeadlineExceededError(None, None, "Barrier timed out"), LostWorkerError, "another worker cannot be"),
+        (
+            tf.errors.UnknownError(None, None, "No port"),
+            UserError,
+            r"worker 0 \(a:1\): TensorFlow's server .*: No port",
+        ),
+    ],
+)
+def test_a_worker_that_was_only_too_late_is_lost(monkeypatch, error, kind, message):
+    """It answers by now; a job is started again without counting a failure, unlike for a server that cannot run."""
+    monkeypatch.setenv("TF_CONFIG", "")
+    monkeypatch.setattr(joining, "context", MagicMock())
+    monkeypatch.setattr(joining, "silent", lambda cluster: [])
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", MagicMock(side_effect=error))
+    with pytest.raises(UserError, match=message) as raised:
+        joining.join(Cluster(("a:1", "b:2"), 0))
+    assert type(raised.value) is kind
 
 
 def test_a_signal_that_comes_before_the_first_step_ends_a_worker(tmp_path):

@@ -303,7 +303,9 @@ def test_increments_in_a_bucket(s3, data, tmp_path, monkeypatch):
     assert step == 3
     assert_equal({n: v.numpy() for n, v in model.weights().items()}, {n: training.values()[n] for n in model.weights()})
     said = []
-    watch = Watch(training.pipeline, training.pipeline.config.eval_input_path, said.append)
+    watch = Watch(
+        training.pipeline, training.pipeline.config.eval_input_path, lambda message, **figures: said.append(message)
+    )
     assert watch.run(0.0, Caught()) == "the training is over"
     assert [re.search(r"step (\d)", text)[1] for text in said] == ["1", "2", "3"]
     assert not list(watch.local.glob("*.data-*"))

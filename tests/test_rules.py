@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "exit_status": "",
     "safe_text": "",
     "errors": "exit_status safe_text",
+    "ranges": "errors",
     "console": "safe_text",
     "features": "errors safe_text protos",
     "schema": "features",
@@ -55,9 +56,9 @@ MAY_IMPORT = {
     "formats": "errors schema tasks files features protos",
     "runs": "console errors safe_text files features distribution config protos",
     "data": "errors safe_text schema stable_hash tasks files features store formats distribution runs protos",
-    "grouping": "errors safe_text schema stable_hash spark files features config formats protos",
+    "grouping": "errors ranges safe_text schema stable_hash spark files features config formats protos",
     "network": "errors features schema weights distribution config data protos",
-    "embedding": "errors safe_text schema tasks spark files manifest features store formats runs data",
+    "embedding": "errors ranges safe_text schema tasks spark files manifest features store formats runs data",
     "evaluation": "errors safe_text schema stable_hash tasks spark files manifest features store distribution config "
     "runs data network embedding protos",
     "training": "console exit_status errors safe_text schema files features store distribution config runs data "
@@ -70,9 +71,9 @@ MAY_IMPORT = {
     "explain": "errors schema stable_hash features store config data network evaluation training protos",
     "report": "errors safe_text pages schema stable_hash files features store config formats runs data network "
     "evaluation explain stats protos",
-    "serving": "console errors safe_text schema tensorflow_import files manifest features store embedding",
-    "api": "console exit_status errors tensorflow_import tasks files distribution",
-    "cli": "api console exit_status errors safe_text tensorflow_import tasks files worth",
+    "serving": "console errors ranges safe_text schema tensorflow_import files manifest features store embedding",
+    "api": "console exit_status errors ranges tensorflow_import tasks files distribution",
+    "cli": "api console exit_status errors ranges safe_text tensorflow_import tasks files worth",
     "__main__": "cli",
 }
 # Rooms that load in a moment, for neither they nor what they import imports TensorFlow: what a user can get wrong in a
@@ -80,6 +81,7 @@ MAY_IMPORT = {
 WITHOUT_TENSORFLOW = {
     "exit_status",
     "errors",
+    "ranges",
     "safe_text",
     "console",
     "schema",

@@ -42,7 +42,7 @@ def pipeline_of(model_dir: Path):
 
 def watcher(model_dir: Path, said: list[str], path: str = "") -> Watch:
     pipeline = pipeline_of(model_dir)
-    return Watch(pipeline, path or pipeline.config.eval_input_path, said.append)
+    return Watch(pipeline, path or pipeline.config.eval_input_path, lambda message, **figures: said.append(message))
 
 
 def watched(model_dir: Path) -> list[dict]:
@@ -123,7 +123,7 @@ def test_the_clock_of_the_training_does_not_matter(model_dir, time):
     (model_dir / "metrics.jsonl").write_text("".join(json.dumps({**line, "time": time}) + "\n" for line in lines))
     caught = Caught()
 
-    def say(message):
+    def say(message, **figures):
         if len(watched(model_dir)) == 4:
             caught.number = signal.SIGTERM  # it would never end
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_model_is_an_error(model_dir):
         [f"model_dir={model_dir}", "model_config.e2e_mm_dbmtl.task_towers[0].dnn.hidden_units=[5]"],
     )
     with pytest.raises(CheckpointError, match="does not fit this config"):
-        Watch(pipeline, pipeline.config.eval_input_path, print).run(0.0, Caught())
+        Watch(pipeline, pipeline.config.eval_input_path, lambda message, **figures: None).run(0.0, Caught())
 
 
 @pytest.mark.parametrize(

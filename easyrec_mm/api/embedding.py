@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from easyrec_mm.api.frames import Data, as_file, is_frame, naming, path_of, table_of
-from easyrec_mm.api.options import options_from, require_choice
+from easyrec_mm.api.options import options_from, path_text, require_choice
 from easyrec_mm.console import warn
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -68,11 +68,13 @@ def embed(
     """
 
     require_choice(runtime, Runtime, "embed: runtime")
+    model_dir, root = path_text(img_model_dir, "embed: img_model_dir"), path_text(image_root, "embed: image_root")
+    uri = path_text(store, "embed: store")
 
     def run_on(path: str, name: str = "") -> EmbedResult:
         columns = key_column, path_column
-        chosen = Pictures(os.fspath(img_model_dir), path, os.fspath(image_root), *columns, runtime, name)
-        return run(chosen, store, {"bad_pictures": "bad_pictures.jsonl", **options}, warn)[0]
+        chosen = Pictures(model_dir, path, root, *columns, runtime, name)
+        return run(chosen, uri, {"bad_pictures": "bad_pictures.jsonl", **options}, warn)[0]
 
     if not is_frame(pictures):
         with naming({"--input": "pictures"}):

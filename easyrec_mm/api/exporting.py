@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.api.loading import find_checkpoint, require_path
 from easyrec_mm.console import warn
+from easyrec_mm.errors import ExportError
+from easyrec_mm.files import is_remote, plain
 
 if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline
@@ -53,6 +56,7 @@ def export(
     from easyrec_mm.export.export import export as export_models
     from easyrec_mm.export.folders import ExportFolders
 
+    _require_files(asset_files)
     path = path or pipeline.config.eval_input_path or pipeline.config.train_input_path
     require_path(path, pipeline, "eval_input_path", "the data on which the models are compared")
     checkpoint = find_checkpoint(pipeline, checkpoint_path)
@@ -61,3 +65,14 @@ def export(
     for name, reason in parity["left_out"].items():
         warn(f"warning: {name} was not written, so embed will use TensorFlow: {reason}")
     return Exported(folders.image, folders.rec, folders.total, checkpoint, parity)
+
+
+def _require_files(asset_files: Iterable[str]) -> None:
+    """Check that assets of this machine exist, before the models are written, which takes long.
+
+    Raises:
+      ExportError: if one does not.
+    """
+    for file in asset_files:
+        if not is_remote(file) and not Path(plain(file)).is_file():
+            raise ExportError(f"--asset_files {file}: is not a file; correct the path")

@@ -106,6 +106,9 @@ def fields_of(frame: pd.DataFrame, name: str, dtypes: Mapping[str, str]) -> pa.T
     table = table_of(frame, name, dtypes)
     for place, column in enumerate(table.column_names):
         kind, dtype = table[column].type, dtypes[column]
+        if dtype == "string" and pa.types.is_floating(kind) and table[column].null_count == len(table):
+            # pandas has a column without a value as NaN.
+            table = table.set_column(place, column, pa.nulls(len(table), pa.string()))
         is_time = pa.types.is_temporal(kind) and not pa.types.is_duration(kind) and dtype == "string"
         if (is_time or pa.types.is_decimal(kind)) and dtype:
             values, is_bad = to_kind(table[column].combine_chunks(), cast("Kind", dtype))

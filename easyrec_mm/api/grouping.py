@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from easyrec_mm.api.frames import Data, as_file, is_frame, naming, path_of, table_of
-from easyrec_mm.api.options import names_of, options_from, require_spark
+from easyrec_mm.api.options import names_of, options_from, path_text, require_spark
+from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, join
+from easyrec_mm.ranges import Gib, NotNegative
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ class Engine:
 
     name: Literal["local", "spark"] = "local"
     spark_master: str = ""
-    memory_gib: float = 4.0
-    num_workers: int = 0
+    memory_gib: Gib = 4.0
+    num_workers: NotNegative = 0
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,11 @@ def group(
     Raises:
       UserError: if a column or a file cannot be used, or an option does not exist.
     """
-    folder = os.fspath(output)
-    config = os.fspath(pipeline_config) or f"{folder.rstrip('/')}.config"
+    if not isinstance(engine, Engine):
+        raise UserError(f"group: engine: is {engine!r}; give an er.Engine, such as er.Engine('spark')")
+    engine = options_from(Engine, vars(engine), "group: engine")
+    folder = path_text(output, "group: output")
+    config = path_text(pipeline_config, "group: pipeline_config") or f"{folder.rstrip('/')}.config"
     values = {
         "output": folder, "group_by": group_by, "image_field": image_field, "label_fields": label_fields,
         "split_by": split_by, "pipeline_config_template": config, **options,
@@ -128,18 +133,25 @@ def _options(path: str, values: Mapping[str, Any]) -> GroupOptions:
     from easyrec_mm.grouping.options import GroupOptions, parse_columns, parse_image_size, parse_split_by, parse_types
 
     # Besides the texts that the flags take: a list of columns, a dict of types, and a pair of numbers.
-    columns, only_columns = parse_columns(",".join(names_of(values.get("columns", ""))))
-    types, image_size = values.get("types", ""), values.get("image_size", "")
+    columns, only_columns = parse_columns(",".join(names_of(values.get("columns") or "", "group: columns")))
+    types, image_size, split_by = (values.get(name) or "" for name in ("types", "image_size", "split_by"))
     if isinstance(types, Mapping):
         types = ",".join(f"{name}={kind}" for name, kind in types.items())
-    if not isinstance(image_size, str):
+    if isinstance(image_size, list | tuple):
         image_size = "x".join(map(str, image_size))
+    for name, value, kind in (
+        ("types", types, "a dict of columns and types"),
+        ("image_size", image_size, "width and height, as in (224, 224)"),
+        ("split_by", split_by, "a text"),
+    ):
+        if not isinstance(value, str):
+            raise UserError(f"group: {name}: is {value!r}; give {kind}")
     parsed = {
         "input": path,
         "columns": columns,
         "only_columns": only_columns,
         "types": parse_types(types),
-        "split_by": parse_split_by(values["split_by"]),
+        "split_by": parse_split_by(split_by),
         "image_size": parse_image_size(image_size),
     }
     return options_from(GroupOptions, {**values, **parsed}, "group")

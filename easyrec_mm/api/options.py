@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from easyrec_mm.errors import UserError, did_you_mean, install_extra
 
@@ -30,10 +30,11 @@ def options_from(kind: type[Options], values: Mapping[str, Any], function: str) 
       function: name of the function that takes them as arguments, for messages.
 
     Raises:
-      UserError: if a field does not exist, or a value is of another type or not one of a few that are possible.
+      UserError: if a field does not exist, or a value is of another type, out of the field's range, or not one of a few
+        that are possible.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     converted = {}
     for name, value in values.items():
         if name not in names:
@@ -46,12 +47,16 @@ def options_from(kind: type[Options], values: Mapping[str, Any], function: str) 
 
 def _converted(value: Any, hint: Any, place: str) -> Any:
     """Return a value as an option of a type has it: NumPy's scalars and paths become Python's numbers and texts."""
+    if get_origin(hint) is Annotated:
+        return hint.__metadata__[0].checked(value, place)
     if getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if hint == tuple[str, ...] and isinstance(value, Iterable):
-        value = names_of(value)
+        value = (value,) if isinstance(value, str) else tuple(value)
+    if get_origin(hint) is Mapping and not isinstance(value, Mapping):
+        raise UserError(f"{place}: is {value!r}; give a dict")
     if hint not in _TYPES:
         return value
     kinds, description = _TYPES[hint]
@@ -61,9 +66,25 @@ def _converted(value: Any, hint: Any, place: str) -> Any:
     return value
 
 
-def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Return names of columns or files; a text is one name, not a sequence of letters."""
-    return (names,) if isinstance(names, str) else tuple(names)
+def names_of(names: str | Iterable[str], place: str) -> tuple[str, ...]:
+    """Return names of columns or files; a text is one name, not a sequence of letters.
+
+    Raises:
+      UserError: if they are not texts; the message begins with `place`.
+    """
+    converted: tuple[str, ...] = _converted(names, tuple[str, ...], place)
+    return converted
+
+
+def path_text(path: str | os.PathLike[str], place: str) -> str:
+    """Return a path as a text.
+
+    Raises:
+      UserError: if it is not a path; the message begins with `place`.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise UserError(f"{place}: is {path!r}; give a path")
+    return os.fspath(path)
 
 
 def require_choice(value: object, kind: Any, place: str) -> None:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.api.frames import Data, dtypes_of, fields_of, input_settings, is_frame, kept_in, naming, path_of
+from easyrec_mm.api.options import path_text
 from easyrec_mm.console import warn
 from easyrec_mm.errors import ConfigError, DataError, UserError
+from easyrec_mm.ranges import POSITIVE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +58,7 @@ class Pipeline:
         Raises:
           ConfigError: if a setting does not exist, or the config is invalid with them.
         """
-        return _load(self.path, {**self.settings, **settings}, self.ignore_unsupported)
+        return _load(self.path, {**self.settings, **_mapping(settings)}, self.ignore_unsupported)
 
     def check(self, num_groups: int = 1000) -> str:
         """Read some groups as a training would; return the report that `easyrec-mm check` prints.
@@ -69,7 +71,7 @@ class Pipeline:
         import_tensorflow()
         from easyrec_mm.stats.check import check
 
-        result = check(self.checked, num_groups)
+        result = check(self.checked, POSITIVE.checked(num_groups, "check: num_groups"))
         if result.problem:
             raise UserError(f"{result.report}\n{result.problem}")
         return result.report
@@ -80,7 +82,7 @@ class Pipeline:
         An interrupt saves a checkpoint, and another call continues from there.
 
         Args:
-          train_data: files, folders or globs, or a DataFrame, in place of the config's train_input_path. A DataFrame
+          train_data: files or globs, or a DataFrame, in place of the config's train_input_path. A DataFrame
             has one row per sample, or one per group with lists as in GroupParquetInput, and is kept in model_dir.
           eval_data: the same for eval_input_path. If one of both is a DataFrame, the other one has to be one, too, or
             to consist of Parquet files with rows of the same kind.
@@ -110,7 +112,7 @@ class Pipeline:
         _raise_for(ended.status, ended.step is not None)
         return Run(pipeline)
 
-    def trained(self, checkpoint_path: str = "") -> Run:
+    def trained(self, checkpoint_path: str | os.PathLike[str] = "") -> Run:
         """Return the training in model_dir, as it is.
 
         Args:
@@ -123,8 +125,9 @@ class Pipeline:
         from easyrec_mm.api.loading import find_checkpoint
         from easyrec_mm.api.run import Run
 
-        find_checkpoint(self.checked, checkpoint_path)
-        return Run(self, checkpoint_path)
+        checkpoint = path_text(checkpoint_path, "checkpoint_path")
+        find_checkpoint(self.checked, checkpoint)
+        return Run(self, checkpoint)
 
     def _reading(self, tables: Mapping[str, pa.Table], files: Mapping[str, str]) -> dict[str, str]:
         """Return the settings with which a training reads tables; `files` are those given in place of the config's.
@@ -185,14 +188,18 @@ def _load(path: str, settings: Mapping[str, Any], ignore_unsupported: bool) -> P
     from easyrec_mm.config.overrides import edits_of
     from easyrec_mm.config.pipeline import load_pipeline
 
-    if not isinstance(settings, Mapping):
-        kind = type(settings).__name__
-        raise ConfigError(f"settings: is a {kind}; give a dict such as {{'train_config.num_steps': 100}}")
-    settings = dict(settings)
+    settings = dict(_mapping(settings))
     if wrong := [name for name in settings if not isinstance(name, str)]:
         raise ConfigError(f"settings: {wrong[0]!r} is not a path; write it as 'train_config.num_steps'")
     checked = load_pipeline(path, edits_of(settings, "settings"), ignore_unsupported)
     return Pipeline(path, settings, ignore_unsupported, checked)
+
+
+def _mapping(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(settings, Mapping):
+        kind = type(settings).__name__
+        raise ConfigError(f"settings: is a {kind}; give a dict such as {{'train_config.num_steps': 100}}")
+    return settings
 
 
 def _setting(argument: str) -> str:

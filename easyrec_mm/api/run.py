@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from easyrec_mm.api.frames import Data, Paths, as_file, dtypes_of, fields_of, input_settings, is_frame, naming, path_of
 from easyrec_mm.api.loading import FLOAT32, Chosen, find_checkpoint, require_path
-from easyrec_mm.api.options import names_of
+from easyrec_mm.api.options import names_of, path_text
 from easyrec_mm.console import warn
-from easyrec_mm.errors import DataError
+from easyrec_mm.errors import DataError, UserError
 from easyrec_mm.files import join
+from easyrec_mm.ranges import POSITIVE
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Run:
         """Evaluate with intervals, as `easyrec-mm eval` does, and write eval_result into model_dir.
 
         Args:
-          data: files, folders or globs, or a DataFrame; by default the config's eval_input_path.
+          data: files or globs, or a DataFrame; by default the config's eval_input_path.
           compare: another training, or its model_dir or checkpoint; the differences are in `comparison` of the result.
           precision: number format, as train_config.precision.
 
@@ -93,7 +94,7 @@ class Run:
         from easyrec_mm.api.evaluating import Compared, evaluate
 
         checked, chosen = self.pipeline.checked, Chosen(self.checkpoint_path, precision)
-        other = Compared(compare.checkpoint if isinstance(compare, Run) else os.fspath(compare))
+        other = Compared(compare.checkpoint if isinstance(compare, Run) else path_text(compare, "compare"))
         if is_frame(data):
             table = fields_of(data, "data", dtypes_of(checked.schema))
             with as_file(table, FRAME) as path:
@@ -115,7 +116,7 @@ class Run:
         """Return the model's outputs for every sample, in the order of the input, as `easyrec-mm predict` writes them.
 
         Args:
-          data: files, folders or globs, or a DataFrame with one row per sample, or one per group with lists.
+          data: files or globs, or a DataFrame with one row per sample, or one per group with lists.
           reserved_columns: input fields to copy into the result.
           precision: number format, as train_config.precision.
 
@@ -130,8 +131,9 @@ class Run:
         from easyrec_mm.api.predicting import require_fields
 
         checked = self.pipeline.checked
-        columns = names_of(reserved_columns)
-        require_fields(columns, checked.schema)
+        columns = names_of(reserved_columns, "reserved_columns")
+        with naming({"--reserved_columns": "reserved_columns"}):
+            require_fields(columns, checked.schema)
         if not is_frame(data):
             with naming({"--predict_input_path": "data"}):
                 return self._predict(path_of(data, "data"), columns, precision, checked, {})
@@ -190,10 +192,13 @@ class Run:
         from easyrec_mm.report.report import ReportOptions, report
 
         compared = (compare,) if isinstance(compare, str | os.PathLike | Run) else compare
-        others = tuple(other.model_dir if isinstance(other, Run) else os.fspath(other) for other in compared)
+        if not isinstance(compared, Sequence):
+            raise UserError(f"compare: is {compare!r}; give a training or its model_dir, or a list of them")
+        others = tuple(other.model_dir if isinstance(other, Run) else path_text(other, "compare") for other in compared)
         path = self.pipeline.checked.config.eval_input_path if data is None else path_of(data, "data")
-        report(ReportOptions(self.model_dir, others, os.fspath(output), path, self.checkpoint_path, num_pictures))
-        return os.fspath(output)
+        page, num = path_text(output, "output"), POSITIVE.checked(num_pictures, "num_pictures")
+        report(ReportOptions(self.model_dir, others, page, path, self.checkpoint_path, num))
+        return page
 
     def export(
         self,
@@ -218,10 +223,12 @@ class Run:
         import_tensorflow()
         from easyrec_mm.api.exporting import export
 
-        folder = os.fspath(output)
+        folder = path_text(output, "output")
         places = {name: join(folder, name) for name in ("img", "rec", "total")}
         path = "" if data is None else path_of(data, "data")
-        return export(self.pipeline.checked, self.checkpoint_path, places, path, names_of(asset_files), parity_groups)
+        num, files = POSITIVE.checked(parity_groups, "parity_groups"), names_of(asset_files, "asset_files")
+        with naming({"--asset_files": "asset_files"}):
+            return export(self.pipeline.checked, self.checkpoint_path, places, path, files, num)
 
 
 def _is_flat(settings: dict[str, Any]) -> bool:

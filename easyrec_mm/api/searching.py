@@ -8,8 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from easyrec_mm.api.options import require_choice
+from easyrec_mm.api.options import path_text, require_choice
 from easyrec_mm.errors import UserError, did_you_mean
+from easyrec_mm.ranges import POSITIVE
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ def search(
     key = str(key)
     if bool(key) == bool(image):
         raise UserError("search: give what to look for: key, or image with img_model_dir")
-    if top_k < 1:
-        raise UserError(f"search: top_k: is {top_k}; give a number from 1")
-    sought = Sought(os.fspath(image), key, os.fspath(img_model_dir), fields)
-    _, nearest = find(store, sought, top_k, similarity, index)
+    if fields is not None and not isinstance(fields, Mapping):
+        raise UserError(f"search: fields: is {fields!r}; give a dict of fields and their texts")
+    top_k = POSITIVE.checked(top_k, "search: top_k")
+    picture, folder = path_text(image, "search: image"), path_text(img_model_dir, "search: img_model_dir")
+    sought = Sought(picture, key, folder, fields)
+    _, nearest = find(path_text(store, "search: store"), sought, top_k, similarity, index)
     return pd.DataFrame(nearest, columns=list(Neighbour._fields))
 
 

@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.api.frames import dtypes_of, fields_of, is_frame
-from easyrec_mm.api.options import options_from
+from easyrec_mm.api.options import options_from, path_text
 from easyrec_mm.errors import DataError, UserError, first_line
 
 if TYPE_CHECKING:
@@ -43,9 +44,11 @@ class Server:
         from easyrec_mm.serving.release import ServiceOptions
         from easyrec_mm.serving.service import make_service
 
-        values = {"num_threads": len(os.sched_getaffinity(0)), **options, "rec_model_dir": os.fspath(rec_model_dir)}
-        self._options = options_from(ServiceOptions, values, "Server")
-        self._service = make_service(self._options, store, os.fspath(img_model_dir))
+        values = {**options, "rec_model_dir": path_text(rec_model_dir, "Server: rec_model_dir")}
+        chosen = options_from(ServiceOptions, {"num_threads": 0, **values}, "Server")
+        self._options = replace(chosen, num_threads=chosen.num_threads or len(os.sched_getaffinity(0)))
+        uri, image_model = path_text(store, "Server: store"), path_text(img_model_dir, "Server: img_model_dir")
+        self._service = make_service(self._options, uri, image_model)
 
     def predict(
         self, candidates: pd.DataFrame | Sequence[Mapping[str, Any]], shared: Mapping[str, Any] | None = None
@@ -63,6 +66,8 @@ class Server:
         """
         import pandas as pd
 
+        if shared is not None and not isinstance(shared, Mapping):
+            raise DataError(f"shared: is a {type(shared).__name__}; give a dict of fields and values")
         if not is_frame(candidates):
             if not isinstance(candidates, Sequence) or isinstance(candidates, str):
                 kind = type(candidates).__name__

@@ -13,7 +13,9 @@ def add_flags(parser: f.Parser) -> None:
     """Add the flags of the command."""
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
-    parser.add_argument("--num_groups", metavar="N", type=int, default=1000, help="groups to read (default 1000)")
+    parser.add_argument(
+        "--num_groups", metavar="N", type=f.positive, default=1000, help="groups to read (default 1000)"
+    )
 
 
 def run(flags: f.Flags) -> int:

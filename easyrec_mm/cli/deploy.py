@@ -189,8 +189,8 @@ def _image(text: str) -> str:
     return text
 
 
-def _gpus(text: str) -> int:
-    number: int = f.not_negative(text)
+def _gpus(text: str) -> float:
+    number: float = f.not_negative(text)
     if number > _MOST_GPUS:
         raise argparse.ArgumentTypeError(f"{text!r} is more than {_MOST_GPUS}, the GPUs of a machine")
     return number

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from easyrec_mm.api.embedding import Pictures
 from easyrec_mm.api.embedding import run as run_embed
 from easyrec_mm.api.options import require_spark
 from easyrec_mm.cli import flags as f
+from easyrec_mm.console import tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -119,9 +121,12 @@ def _run_on_spark(flags: f.Flags) -> int:
 
 
 def _print(result: EmbedResult, runtime: str, bad_pictures: str, store: str) -> None:
-    print(
+    tell_result(
         f"{result.embedded} pictures embedded by {runtime}, {result.unchanged} already in the store, "
         f"{result.bad} bad{f' (absent; listed in {bad_pictures})' if result.bad else ''}; "
         f"{f.state_of(f'generation {result.generation} of {store}', result.waits_for)}; "
-        f"{result.per_s:.4g} images/s"
+        f"{result.per_s:.4g} images/s",
+        **asdict(result),
+        runtime=runtime,
+        store=store,
     )

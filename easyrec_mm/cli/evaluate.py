@@ -78,7 +78,7 @@ def run(flags: f.Flags) -> int:
 
 def _evaluate(pipeline: Pipeline, path: str, setting: str, flags: f.Flags, replicas: Replicas | None) -> int:
     """Evaluate one checkpoint, or two models."""
-    from easyrec_mm.evaluation.report import comparison_table, table
+    from easyrec_mm.evaluation.report import as_json, comparison_table, table
     from easyrec_mm.runs.model_dir import EVAL_RESULT
 
     other = Compared(flags.compare, flags.compare_config, flags.ignore_unsupported)
@@ -86,7 +86,8 @@ def _evaluate(pipeline: Pipeline, path: str, setting: str, flags: f.Flags, repli
     if replicas is not None and replicas.number:
         return 0
     results = evaluation.results
-    tell_result(table(results))
+    # One line of JSON has all figures, as eval_result.json.
+    tell_result(table(results), checkpoint=evaluation.name, eval_input_path=path, results=as_json(results))
     if results.comparison:
         print(f"\nthis model minus {results.comparison['other']}:\n{comparison_table(results.comparison)}")
     print(f"{evaluation.name} on {path}; written to {join(pipeline.config.model_dir, EVAL_RESULT)}")
@@ -104,7 +105,7 @@ def _watch(pipeline: Pipeline, path: str, flags: f.Flags) -> int:
     from easyrec_mm.training.signals import caught_signals
     from easyrec_mm.training.watch import WATCH_METRICS, Watch
 
-    watch = Watch(pipeline, path, lambda message: print(message, flush=True), chosen_by(flags).dtype)
+    watch = Watch(pipeline, path, tell_result, chosen_by(flags).dtype)
     say(f"evaluating the checkpoints in {pipeline.config.model_dir} on {path}")
     with caught_signals("stopping after this evaluation; send the signal again to stop at once") as caught:
         reason = watch.run(flags.watch_timeout_s, caught)

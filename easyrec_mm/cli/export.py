@@ -7,6 +7,7 @@ import sys
 from easyrec_mm.api.exporting import export
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import load_config
+from easyrec_mm.console import tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import StorageError, join, read
 from easyrec_mm.files.folders import shown
@@ -31,7 +32,7 @@ def add_flags(parser: f.Parser) -> None:
         add(f"--{name}_model_export_dir", metavar="F", required=True, help=f"folder of the {model} model")
     add("--asset_files", metavar="A,B", type=f.names, default=(), help="files to add to the models' assets")
     add("--eval_input_path", metavar="P", help="files of samples on which the models are compared")
-    add("--parity_groups", metavar="N", type=int, default=100, help="groups to compare (default 100)")
+    add("--parity_groups", metavar="N", type=f.positive, default=100, help="groups to compare (default 100)")
     add(
         "--delta_from",
         metavar="R",
@@ -59,11 +60,14 @@ def run(flags: f.Flags) -> int:
         flags.parity_groups,
     )  # fmt: skip
     folders = f"image model in {places['img']}, rec model in {places['rec']}, total model in {places['total']}"
-    print(f"{shown(exported.checkpoint)}: {folders}")
     parity = exported.parity
-    print(f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:")
+    lines = [
+        f"{shown(exported.checkpoint)}: {folders}",
+        f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:",
+    ]
     for ways, differences in parity["max_abs_difference"].items():
-        print(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
+        lines.append(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in sorted(differences.items())))
+    tell_result("\n".join(lines), checkpoint=shown(exported.checkpoint), models=places, parity=parity)
     if flags.delta_from:
         _write_delta(flags)
     return 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
-from dataclasses import fields
-from typing import TypeVar
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
+from easyrec_mm import ranges
 from easyrec_mm.api.training import Workers
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import plain
+from easyrec_mm.ranges import Limit, Parsed
 from easyrec_mm.tasks import Task
 
 Parser = argparse.ArgumentParser
@@ -169,7 +169,7 @@ def add_output_flags(parser: Parser) -> None:
         "--rtp_separator",
         metavar="S",
         default="|",
-        type=separator("--rtp_separator", "\1\2"),
+        type=rtp_separator,
         help="separator of the columns of RTP lines (default |)",
     )
     add("--overwrite", action="store_true", help="replace the folder if it is not empty")
@@ -190,19 +190,29 @@ def state_of(generation: str, waits_for: str) -> str:
 # --- Values
 
 
-def positive(text: str) -> int:
-    """Parse a whole number, 1 or more."""
-    return _whole_number(text, 1)
+@dataclass(frozen=True)
+class Value(Generic[Parsed]):
+    """A parser of the values of a flag, which takes what the argument of the same name takes in Python."""
+
+    limit: Limit[Parsed]
+
+    def __call__(self, text: str) -> Parsed:
+        """Parse a value."""
+        try:
+            return self.limit.parsed(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def not_negative(text: str) -> int:
-    """Parse a whole number, 0 or more."""
-    return _whole_number(text, 0)
-
-
-def share(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    return _number(text, lambda number: 0 <= number <= 1, "a share from 0 to 1")
+positive = Value(ranges.POSITIVE)
+not_negative = Value(ranges.NOT_NEGATIVE)
+share = Value(ranges.SHARE)
+gib = Value(ranges.GIB)
+seconds = Value(ranges.SECONDS)
+positive_seconds = Value(ranges.POSITIVE_SECONDS)
+minutes = Value(ranges.MINUTES)
+separator = Value(ranges.SEPARATOR)
+rtp_separator = Value(ranges.RTP_SEPARATOR)
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -214,62 +224,6 @@ def part_of(text: str) -> tuple[int, int]:
     return int(part), int(number)
 
 
-def gib(text: str) -> float:
-    """Parse a number of GiB, 1 or more."""
-    return _number(text, lambda number: number >= 1, "a number of GiB, 1 or more")
-
-
-def seconds(text: str) -> float:
-    """Parse a number of seconds, 0 or more."""
-    return _number(text, lambda number: number >= 0, "a number of seconds, 0 or more")
-
-
-def positive_seconds(text: str) -> float:
-    """Parse a number of seconds above 0."""
-    return _number(text, lambda number: number > 0, "a number of seconds above 0")
-
-
-def minutes(text: str) -> float:
-    """Parse a number of minutes above 0."""
-    return _number(text, lambda number: number > 0, "a number of minutes above 0")
-
-
 def names(text: str) -> tuple[str, ...]:
     """Parse names separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def separator(flag: str, reserved: str = "") -> Callable[[str], str]:
-    r"""Return a parser for a flag that gives the character between values; it may be written as \t or \001.
-
-    Args:
-      flag: name of the flag.
-      reserved: characters with another meaning, beside quotes and line ends.
-    """
-
-    def character(text: str) -> str:
-        try:
-            decoded = text.encode().decode("unicode_escape") if text.isascii() else text
-        except UnicodeDecodeError:
-            decoded = ""
-        if len(decoded) != 1 or decoded in '"\n\r\0' + reserved:
-            raise UserError(f"{flag} {text!r}: give one character, such as ';', '\\t' or '\\001'")
-        return decoded
-
-    return character
-
-
-def _number(text: str, is_valid: Callable[[float], bool], kind: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not (is_valid(number) and math.isfinite(number)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {kind}")
-    return number
-
-
-def _whole_number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
-    return int(text)

@@ -57,11 +57,10 @@ def _add_log_flags(parser: f.Parser) -> None:
         default="",
         help="column types, in place of the detected ones: a=STRING,b=INT64",
     )
-    separator = f.separator("--separator")
     add(
         "--separator",
         metavar="S",
-        type=separator,
+        type=f.separator,
         default=",",
         help="separator of the values in a CSV file (default ,)",
     )

@@ -52,7 +52,7 @@ def add_flags(parser: f.Parser) -> None:
     add("--image_size", metavar="WxH", default="", help="size of pictures in the network (default 64x64)")
     add("--preset", metavar="NAME", help="pretrained backbone for img_model (see weights list); default: no backbone")
     separator = "separator of the values in a CSV file (default ,)"
-    add("--separator", metavar="S", type=f.separator("--separator"), default=",", help=separator)
+    add("--separator", metavar="S", type=f.separator, default=",", help=separator)
     _add_description_flags(parser)
 
 

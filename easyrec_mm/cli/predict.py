@@ -10,6 +10,7 @@ from easyrec_mm.api.options import require_spark
 from easyrec_mm.api.predicting import Output, in_common, predict, require_fields
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import chosen_by, load_config
+from easyrec_mm.console import tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import plain
 from easyrec_mm.files.folders import shown
@@ -60,7 +61,8 @@ def run(flags: f.Flags) -> int:
 def _run_here(pipeline: Pipeline, flags: f.Flags, output: Output) -> int:
     """Predict the samples of this task by a checkpoint."""
     prediction = predict(pipeline, flags.predict_input_path, output, chosen_by(flags))
-    print(f"{prediction.num_rows} rows by {prediction.name} in {prediction.path}")
+    num_rows, name, path = prediction.num_rows, prediction.name, prediction.path
+    tell_result(f"{num_rows} rows by {name} in {path}", rows=num_rows, checkpoint=name, output=path)
     if prediction.bad_records:
         print(shown(prediction.bad_records))
     return 0
@@ -105,7 +107,8 @@ def _run_on_spark(pipeline: Pipeline, flags: f.Flags, ending: str) -> int:
             num_threads=int(context.getConf().get("spark.task.cpus") or 1),
         )
         num_rows = predict_on_spark(session, prediction, bad_records)
-    print(f"{num_rows} rows by {name} in {prediction.num_tasks} parts in {flags.output}")
+    text = f"{num_rows} rows by {name} in {prediction.num_tasks} parts in {flags.output}"
+    tell_result(text, rows=num_rows, checkpoint=name, output=flags.output)
     if bad_records.summary():
         print(shown(bad_records.summary()))
     return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from easyrec_mm.api.searching import Sought, find
 from easyrec_mm.cli import flags as f
+from easyrec_mm.console import tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import join
 from easyrec_mm.tensorflow_import import import_tensorflow
@@ -74,13 +76,12 @@ def run(flags: f.Flags) -> int:
         from easyrec_mm.store.search import evaluate
 
         result = evaluate(index, flags.eval, flags.top_k)
-        for k, recall in result.recall.items():
-            print(f"recall@{k}  {recall:.4f}")
-        print(f"mMP@5  {result.mmp:.4f}")
-        print(
+        lines = [f"recall@{k}  {recall:.4f}" for k, recall in result.recall.items()] + [f"mMP@5  {result.mmp:.4f}"]
+        lines.append(
             f"{result.num_queries} queries; {result.num_alone} items whose label no other item has, "
             f"{result.num_missing} items of {flags.eval} not in the store"
         )
+        tell_result("\n".join(lines), **asdict(result))
     return 0
 
 
@@ -101,10 +102,11 @@ def _about(index: Index) -> list[str]:
 
 
 def _show(nearest: list[Neighbour]) -> None:
-    print(f"{'rank':>4}  {'cosine':>9}  {'distance':>9}  key")
+    lines = [f"{'rank':>4}  {'cosine':>9}  {'distance':>9}  key"]
     for rank, neighbour in enumerate(nearest, 1):
         duplicate = f"  ({neighbour.duplicate})" if neighbour.duplicate else ""
-        print(f"{rank:>4}  {neighbour.cosine:>9.6f}  {neighbour.distance:>9.4g}  {neighbour.key}{duplicate}")
+        lines.append(f"{rank:>4}  {neighbour.cosine:>9.6f}  {neighbour.distance:>9.4g}  {neighbour.key}{duplicate}")
+    tell_result("\n".join(lines), nearest=[neighbour._asdict() for neighbour in nearest])
 
 
 def _write_page(flags: f.Flags, nearest: list[Neighbour], about: list[str]) -> None:

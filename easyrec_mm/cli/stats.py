@@ -22,7 +22,7 @@ def add_flags(parser: f.Parser) -> None:
     add("--image_field", metavar="C", default="", help="of a log: column of the path of the picture")
     add("--label_fields", metavar="A,B", type=f.names, default=(), help="of a log: label columns")
     separator = "of a log: separator of the values in a CSV file (default ,)"
-    add("--separator", metavar="S", type=f.separator("--separator"), default=",", help=separator)
+    add("--separator", metavar="S", type=f.separator, default=",", help=separator)
     f.add_image_root_flag(parser)
 
 

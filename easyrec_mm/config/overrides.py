@@ -18,7 +18,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from easyrec_mm.config.scanner import is_harmless, is_repeated, reserved_names
-from easyrec_mm.config.text import unlocated, unsupported_advice
+from easyrec_mm.config.text import reason_of, unsupported_advice
 from easyrec_mm.errors import ConfigError, did_you_mean
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
@@ -196,10 +196,12 @@ def _set(message: Message, part: str, value: str, place: str) -> None:
     name, selector = _name_and_selector(part, place)
     field = _field_of(message, name, place)
     parsed = type(message)()
+    setting = _as_text(field, value)
     try:
-        text_format.Parse(_as_text(field, value), parsed)
+        text_format.Parse(setting, parsed)
     except text_format.ParseError as error:
-        raise ConfigError(f"{place}: {value!r} is not a valid value for {name}: {unlocated(error)}") from error
+        reason = reason_of(error, setting, message.DESCRIPTOR)
+        raise ConfigError(f"{place}: {value!r} is not a valid value for {name}: {reason}") from error
     if any(other.name != name for other, _ in parsed.ListFields()):
         raise ConfigError(f"{place}: {value!r} is not a valid value for {name}: it sets other fields too")
     if selector is None:
@@ -278,10 +280,12 @@ def _compared(message: Message, part: str, text: str, place: str) -> Iterator[tu
     if field.message_type:
         raise ConfigError(f"{place}: {name} is not a value; name one of its fields")
     parsed = type(message)()
+    setting = _as_text(field, text)
     try:
-        text_format.Parse(_as_text(field, text), parsed)
+        text_format.Parse(setting, parsed)
     except text_format.ParseError as error:
-        raise ConfigError(f"{place}: {text!r} is not a valid value for {name}: {unlocated(error)}") from error
+        reason = reason_of(error, setting, message.DESCRIPTOR)
+        raise ConfigError(f"{place}: {text!r} is not a valid value for {name}: {reason}") from error
     wanted, values = getattr(parsed, name), getattr(message, name)
     if not is_repeated(field):
         yield values, wanted

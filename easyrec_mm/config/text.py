@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from google.protobuf import text_format
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from easyrec_mm import files
@@ -90,3 +91,13 @@ def _located(path: str, error: text_format.ParseError) -> str:
 def unlocated(error: text_format.ParseError) -> str:
     """Return the message of a parse error without line and column."""
     return re.sub(r"^\d+:\d+ : ", "", str(error))
+
+
+def reason_of(error: text_format.ParseError, text: str, descriptor: Descriptor) -> str:
+    """Return why the text of a single setting cannot be parsed; of names that the language lacks, with the advice."""
+    try:
+        scan = Scanner(text, "").scan(descriptor)
+    except text_format.ParseError:
+        return unlocated(error)
+    messages = [*scan.unknown, *(item.message for item in scan.unsupported)]
+    return re.sub(r"^:\d+:\d+: ([^:]+: )?", "", messages[0]) if messages else unlocated(error)

@@ -81,13 +81,17 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     if task.get("type") == "evaluator":
         raise ConfigError(f"{VARIABLE}: this task is an evaluator; run easyrec-mm eval --watch there instead of train")
     places = [(kind, index) for kind in _KINDS for index in range(len(_addresses(cluster, kind)))]
-    index = task.get("index", 0)
+    workers = tuple(address for kind in _KINDS for address in _addresses(cluster, kind))
+    _require_addresses(workers, VARIABLE)
+    index = task.get("index")
     place = (task.get("type"), int(index) if isinstance(index, str) and index.isdecimal() else index)
     if place not in places or type(place[1]) is not int:
         known = ", ".join(f"{kind} {index}" for kind, index in places) or "none"
-        raise ConfigError(f"{VARIABLE}: the task is '{place[0]} {place[1]}', but the cluster has {known}")
-    workers = tuple(address for kind in _KINDS for address in _addresses(cluster, kind))
-    _require_addresses(workers, VARIABLE)
+        given = f"the task is '{place[0]} {place[1]}'" if "index" in task else f"task {json.dumps(task)} has no 'index'"
+        raise ConfigError(
+            f"{VARIABLE}: {given}, but the cluster has {known}; give each worker the type and index of its own "
+            f"address, as in {_EXAMPLE}"
+        )
     return Cluster(workers, places.index(place), value.get(IS_EXPANDED) is True)
 
 

@@ -23,9 +23,10 @@ from easyrec_mm.errors import LostWorkerError, UserError, first_line
 # A worker whose server has told nothing for so long is lost, in the eyes of TensorFlow's own service; as long as in
 # those of `watched`. TensorFlow would otherwise end a training after 10 s in which a machine was busy with swapping.
 HEARTBEAT_S = 30
-# Workers that have met, with TensorFlow loaded, start their servers within this time; with the time in which `silent`
-# asks, less than a minute.
-START_S = 45
+# Workers that have met, with TensorFlow loaded, start their servers within this time. Each needs 0.1 s of a processor,
+# so that a machine with many workers and much other work has time enough. With the time that TensorFlow adds to that of
+# the others, and that in which `silent` asks, less than a minute.
+START_S, ADDED_S = 40, 5
 # What exchanges raise when another worker has gone.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 _ABORTED = "Collective ops is aborted"
@@ -58,7 +59,8 @@ def join(cluster: Cluster) -> Replicas:
     try:
         _strategies.append(tf.distribute.MultiWorkerMirroredStrategy())
     except (tf.errors.OpError, RuntimeError) as error:
-        if lost := silent(cluster):
+        # One that was only too slow may answer by now: a restart of all helps then, too.
+        if (lost := silent(cluster)) or isinstance(error, _LOST):
             raise LostWorkerError(_lost(cluster, lost)) from error
         name, reason = cluster.name(cluster.number), first_line(error)
         raise UserError(f"{name}: TensorFlow's server cannot be started: {reason}") from error

@@ -31,6 +31,7 @@ from easyrec_mm.embedding.items import Item
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, naming, plain, put, written_at
 from easyrec_mm.files.local_copies import local_copies
+from easyrec_mm.ranges import NotNegative, Share
 from easyrec_mm.runs.progress import PictureProgress
 from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.schema import Schema
@@ -75,8 +76,8 @@ class EmbedOptions:
     refresh: Refresh = "new"
     dtype: VectorDtype = "float32"
     image_root: str = ""
-    batch_size: int = 0
-    max_bad_share: float = 0.1
+    batch_size: NotNegative = 0
+    max_bad_share: Share = 0.1
     task: Task | None = None
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from easyrec_mm.errors import UserError
 from easyrec_mm.features.field import KINDS, Kind
+from easyrec_mm.ranges import NotNegative, Positive, RtpSeparator, Separator, Share
 
 GROUP_SIZE = "group_size"
 
@@ -30,7 +31,7 @@ class GroupOptions:
     image_field: str
     output: str
     format: Literal["parquet", "tfrecord", "rtp"] = "parquet"
-    max_group_size: int = 16
+    max_group_size: Positive = 16
     label_fields: tuple[str, ...] = ()
     group_fields: tuple[str, ...] = ()
     user_field: str = ""
@@ -38,19 +39,19 @@ class GroupOptions:
     columns: tuple[str, ...] = ()
     only_columns: bool = False
     types: Mapping[str, Kind] = field(default_factory=dict)
-    separator: str = ","
+    separator: Separator = ","
     split_by: SplitBy | None = None
-    eval_share: float = 0.1
-    num_shards: int = 0
-    seed: int = 2020
-    max_bad_share: float = 0.01
+    eval_share: Share = 0.1
+    num_shards: NotNegative = 0
+    seed: NotNegative = 2020
+    max_bad_share: Share = 0.01
     embed_images: bool = False
     image_root: str = ""
     allow_missing_pictures: bool = False
     image_size: tuple[int, int] | None = None
     preset: str = ""
     pipeline_config_template: str = ""
-    rtp_separator: str = "|"
+    rtp_separator: RtpSeparator = "|"
     overwrite: bool = False
 
 

@@ -24,7 +24,7 @@ from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.runs.checkpoint_list import read_list, write_list
 from easyrec_mm.runs.checkpoint_parts import Piece, Table, pieces_of
 from easyrec_mm.runs.checkpoint_reader import chain_of
-from easyrec_mm.runs.names import PREFIX
+from easyrec_mm.runs.names import PREFIX, STATE
 from easyrec_mm.runs.snapshot import OtherWriters, Snapshot, Target, reason_of
 
 # What the system says of a full disk.
@@ -176,7 +176,7 @@ def newest_whole(paths: Iterable[str], read: Callable[[str], _Result]) -> tuple[
       The result of `read`, the path of that checkpoint, and the problems of the newer ones.
 
     Raises:
-      DamagedCheckpointError: if all are damaged; the message is that of the newest.
+      DamagedCheckpointError: if all are damaged; the message names each, the newest first.
     """
     problems: list[DamagedCheckpointError] = []
     for path in reversed(list(paths)):
@@ -184,7 +184,11 @@ def newest_whole(paths: Iterable[str], read: Callable[[str], _Result]) -> tuple[
             return read(path), path, [str(problem) for problem in problems]
         except DamagedCheckpointError as error:
             problems.append(error)
-    raise problems[0]
+    raise DamagedCheckpointError(
+        "\n  ".join(map(str, problems))
+        + f"\nno whole checkpoint is left: put one back from a copy, or remove the list "
+        f"(the file '{STATE}') and the files {PREFIX}-* of this folder to train from the start"
+    ) from problems[0]
 
 
 def _remove(path: str) -> None:

@@ -114,12 +114,12 @@ class Progress:
             progress = {"work": self._name, self._unit: self._done, "total": self._num_total}
             say(f"{self._name} {self._unit} {self._done}{of_total}: {figures}", **progress, values=values, rates=rates)
 
-    def say(self, message: str) -> None:
-        """Show a message without breaking the bar."""
+    def say(self, message: str, **fields: Any) -> None:
+        """Show a message, with its figures for --json_logs, without breaking the bar."""
         if self._bar is not None:
             tqdm.write(printable(message), file=_terminal())
         else:
-            say(message)
+            say(message, **fields)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -19,6 +19,7 @@ from easyrec_mm.errors import ExportError, UserError
 from easyrec_mm.files import is_remote, join, place_of
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.manifest import MANIFEST, Manifest, local_export, read_header, require_unchanged
+from easyrec_mm.ranges import NotNegative, Positive, Seconds
 from easyrec_mm.serving.feature_lookup import FeatureLookup
 from easyrec_mm.serving.predictor import Predictor, Runtime, files_of, load_predictor
 from easyrec_mm.serving.private_copy import private_copy
@@ -93,13 +94,13 @@ class ServiceOptions:
     key_field: str = ""
     missing_vector: MissingVector | None = None
     runtime: Runtime = "onnx"
-    num_threads: int = 1
-    max_instances: int = 10_000
-    max_list_values: int = 2_000_000
+    num_threads: NotNegative = 1
+    max_instances: Positive = 10_000
+    max_list_values: Positive = 2_000_000
     vector_stores: Mapping[str, str] = field(default_factory=dict)
     image_root: str = ""
     image_hosts: tuple[str, ...] = ()
-    picture_timeout_s: float = 2.0
+    picture_timeout_s: Seconds = 2.0
     copies: str = ""
 
     @property

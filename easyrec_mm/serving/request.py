@@ -266,7 +266,8 @@ class RequestReader:
     def _check_names(self, names: Sequence[str] | Mapping[str, Any], place: str) -> None:
         for name in names:
             if name not in self.known_names:
-                raise RequestError(f"{place}: no field '{name[:60]}'; {did_you_mean(name[:60], self.known_names)}")
+                name = str(name)[:60]
+                raise RequestError(f"{place}: no field '{name}'; {did_you_mean(name, self.known_names)}")
 
     def _too_many_values(self, sizes: ListSizes) -> RequestError:
         name, candidate, size = sizes.largest()

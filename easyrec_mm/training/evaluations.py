@@ -20,7 +20,7 @@ from easyrec_mm.data.same_data import require_same_data
 from easyrec_mm.data.shared_bad_records import SharedBadRecords
 from easyrec_mm.evaluation.evaluator import EvaluationStoppedError, Evaluator
 from easyrec_mm.evaluation.plan import evaluation_fields
-from easyrec_mm.evaluation.report import table, write_result
+from easyrec_mm.evaluation.report import as_json, table, write_result
 from easyrec_mm.evaluation.shown_items import ShownItems
 from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.evaluation.tensorboard import show_evaluation
@@ -149,7 +149,8 @@ class TrainingEvaluations:
         took_s = self._evaluated_s - started_s
         if results is None:
             return took_s
-        progress.say(f"evaluation at step {step}, {duration(took_s)}:\n{table(results)}")
+        text = f"evaluation at step {step}, {duration(took_s)}:\n{table(results)}"
+        progress.say(text, step=step, results=as_json(results))
         self._count(step, results, progress)
         log.write_line(EVAL, step, results)
         log.write_summaries(EVAL, step, results)

@@ -22,8 +22,13 @@ def checkpoints_in(folder: ModelDir, checkpoints: Checkpoints) -> list[str]:
     """Return the paths of the checkpoints that should be in a model_dir, oldest first, also of damaged ones.
 
     Raises:
-      CheckpointError: if there were checkpoints, and all of them are gone.
+      CheckpointError: if there were checkpoints, and all of them are gone, or their list cannot be written.
     """
+    if (folder.local / STATE).is_dir():
+        raise CheckpointError(
+            f"model_dir '{folder.local}': '{STATE}' is a folder, but must be the list of checkpoints, which is a file; "
+            "rename or remove that folder"
+        )
     paths: list[str] = checkpoints.listed()
     if paths and not checkpoints.all():
         names = ", ".join(Path(path).name for path in paths)

@@ -13,7 +13,7 @@ from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.evaluation.evaluator import Evaluator, load_weights, vectors_of
-from easyrec_mm.evaluation.report import table, write_result
+from easyrec_mm.evaluation.report import as_json, table, write_result
 from easyrec_mm.evaluation.shown_items import ShownItems
 from easyrec_mm.evaluation.tensorboard import show_evaluation
 from easyrec_mm.files import StorageError, is_remote
@@ -48,11 +48,11 @@ class Watch:
     Args:
       pipeline: the config of the training.
       path: the data to evaluate on.
-      say: function that shows a message.
+      say: function that shows a message, with its figures as keyword arguments.
       dtype: Keras dtype policy in which the model computes.
     """
 
-    def __init__(self, pipeline: Pipeline, path: str, say: Callable[[str], None], dtype: str = FLOAT32) -> None:
+    def __init__(self, pipeline: Pipeline, path: str, say: Callable[..., None], dtype: str = FLOAT32) -> None:
         self._config, self._schema = pipeline.config, pipeline.schema
         self._path = path
         self._say = say
@@ -152,7 +152,8 @@ class Watch:
             results = self._evaluator_with(vectors).run()
         finally:
             vectors.close()
-        self._say(f"{shown(checkpoint)} (step {step}):\n{table(results)}")
+        text = f"{shown(checkpoint)} (step {step}):\n{table(results)}"
+        self._say(text, step=step, checkpoint=shown(checkpoint), results=as_json(results))
         names = {"checkpoint": name, DIGEST: digest, "eval_input_path": self._path}
         self._log.write_line(EVAL, step, {**results, **names})
         self._log.write_summaries(EVAL, step, results)

@@ -219,7 +219,8 @@ class Worth:
         put_text(self._folder / "worth.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
         put_text(self._folder / "worth.html", page(report))
         put_text(self._folder / "worth.txt", report_text + "\n")
-        tell_result(f"\n{report_text}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
+        written = f"written: {self._folder}/worth.txt, worth.json and worth.html"
+        tell_result(f"\n{report_text}\n\n{written}", results=report.to_json())
 
 
 def _other_arms() -> str:
