@@ -285,7 +285,8 @@ def _csv_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
                 wrong = next((name for name in columns.names if _ESCAPED_BYTE.search(row[name] or "")), None)
                 if wrong is not None:
                     content = row[wrong].encode("utf-8", "surrogateescape")
-                    problem = f"{shown(content)} is not UTF-8, as keys must be"
+                    what = "keys" if wrong in (columns.key, columns.path) else "texts"
+                    problem = f"{shown(content)} is not UTF-8, as {what} must be"
                     yield BadRecord("picture", path, number, column_place(wrong), problem)
                     continue
                 _check_fields(f"{path}: row {number}", columns.schema, fields)

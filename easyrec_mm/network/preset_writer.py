@@ -54,9 +54,7 @@ def _write_image(weights: Weights, content: bytes, preset: Path) -> list[str]:
     converted.backbone.save_to_preset(str(preset))
     converted.image_converter.save_to_preset(str(preset))
     results = []
-    for picture, row in zip(
-        weights.pictures, class_probabilities(preset, converted, weights.pictures), strict=True
-    ):
+    for picture, row in zip(weights.pictures, class_probabilities(preset, converted, weights.pictures), strict=True):
         probability = float(row[picture.class_id])
         if abs(probability - picture.probability) > _TOLERANCE:
             raise UserError(

@@ -23,9 +23,9 @@ class ConvertedText(NamedTuple):
 def sentence_transformers_bert(model: SentenceTransformer) -> ConvertedText:
     """Convert BERT of Sentence Transformers, whose vectors are the mean of its tokens, so that its pooler is left out.
 
-    keras-hub's BertBackbone approximates GELU, as the first BERT did, and models of PyTorch do not: vectors would differ
-    in the third digit. Its DistilBertBackbone is the same network with the exact GELU, but without segments. A text of
-    one segment adds the same vector to every token, which is added to the vectors of positions here.
+    keras-hub's BertBackbone approximates GELU, as the first BERT did, and models of PyTorch do not: vectors would
+    differ in the third digit. Its DistilBertBackbone is the same network with the exact GELU, but without segments. A
+    text of one segment adds the same vector to every token, which is added to the vectors of positions here.
     """
     import keras_hub  # takes half a second
 

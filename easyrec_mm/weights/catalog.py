@@ -76,8 +76,8 @@ class Weights:
     @property
     def summary(self) -> str:
         """Return a short description of the weights."""
-        millions = self.parameters / 1e6
-        return f"{self.kind}, {millions:.1f}M parameters, trained on {self.data}, {self.licence}, {self.megabytes} MB to download"
+        network = f"{self.kind}, {self.parameters / 1e6:.1f}M parameters, trained on {self.data}"
+        return f"{network}, {self.licence}, {self.megabytes} MB to download"
 
 
 CATALOG = {
