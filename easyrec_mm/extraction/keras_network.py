@@ -49,11 +49,11 @@ class KerasNetwork:
         except PresetError as error:
             raise UserError(f"--preset {error}") from error
         if is_text:
-            named = dict(built.input)
+            named: Any = dict(built.input)
             self.inputs: Mapping[str, Input] = {role: Input(role, (None,), "int32") for role in named}
         else:
-            named = {"pixels": built.inputs[0]}
-            self.inputs = {"pixels": Input("pixels", tuple(built.inputs[0].shape[1:]), "float32")}
+            named = built.inputs[0]
+            self.inputs = {"pixels": Input("pixels", tuple(named.shape[1:]), "float32")}
         self._height_and_width = tuple(built.inputs[0].shape[1:3])
         operations = {operation.name: operation for operation in built.operations}
         if not layers:
@@ -66,7 +66,12 @@ class KerasNetwork:
                     raise missing_layer(f"--preset {preset}", layer, operations)
             outputs, self.layers = [operations[layer].output for layer in layers], tuple(layers)
         model = keras.Model(named, outputs)
-        self._run = tf.function(lambda arrays: keras.tree.flatten(model(arrays, training=False)), reduce_retracing=True)
+
+        def run(arrays: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+            outputs = model(arrays if is_text else arrays["pixels"], training=False)
+            return outputs if isinstance(outputs, list | tuple) else [outputs]
+
+        self._run = tf.function(run, reduce_retracing=True)
         digest = hashlib.sha256(architecture(built).encode())
         for weight in built.weights:
             digest.update(np.asarray(weight).tobytes())

@@ -86,7 +86,6 @@ def extract_on_spark(
             raise UserError(f"--output {extraction.output}: workers of Spark write to a store; give --store")
     context = session.sparkContext
     num_threads = int(context.getConf().get("spark.task.cpus") or 1)
-    number = num_tasks or context.defaultParallelism
 
     def write(
         encoder: Encoder,
@@ -96,19 +95,26 @@ def extract_on_spark(
         targets: Sequence[Target],
         bad_list: TextIO,
     ) -> Written:
-        started = time.perf_counter()
         stores = [extraction.place(encoder.layers[layer]) for layer in layers]
         generations = [target.generation for target in targets]
         work = SparkExtraction(extraction, layers, stores, generations, options.refresh, num_threads)
-        tasks = (Task(index, number).part_of(len(items)) for index in range(number))
-        reports = run_tasks(session, work, [items[own.start : own.stop] for own in tasks], stores)
-        bad_list.writelines(report.bad_lines for report in reports)
-        results = [report.written for report in reports]
-        embedded, unchanged, bad = (
-            sum(getattr(result, name) for result, _ in results) for name in ("embedded", "unchanged", "bad")
-        )
-        per_s = (embedded + bad) / (time.perf_counter() - started)
-        result = EmbedResult(embedded, unchanged, bad, generations[0].number, per_s)
-        return Written(result, next((first for _, first in results if first), ""))
+        return _write(session, work, items, num_tasks or context.defaultParallelism, bad_list)
 
     return extract(plan, options, tell, write)
+
+
+def _write(
+    session: SparkSession, work: SparkExtraction, items: Sequence[Item], num_tasks: int, bad_list: TextIO
+) -> Written:
+    """Divide items among tasks; return their common result."""
+    started = time.perf_counter()
+    tasks = (Task(index, num_tasks).part_of(len(items)) for index in range(num_tasks))
+    reports = run_tasks(session, work, [items[own.start : own.stop] for own in tasks], list(work.stores))
+    bad_list.writelines(report.bad_lines for report in reports)
+    results = [report.written for report in reports]
+    embedded, unchanged, bad = (
+        sum(getattr(result, name) for result, _ in results) for name in ("embedded", "unchanged", "bad")
+    )
+    per_s = (embedded + bad) / (time.perf_counter() - started)
+    result = EmbedResult(embedded, unchanged, bad, work.generations[0].number, per_s)
+    return Written(result, next((first for _, first in results if first), ""))

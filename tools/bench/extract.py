@@ -41,7 +41,7 @@ def main() -> None:
         pictures, texts = write_pictures(folder, options.num_pictures), write_texts(folder, options.num_texts)
         preset, onnx = write_image_encoders(folder)
         common = {"input": f"{pictures}/*", "image_root": str(pictures)}
-        encoders = {
+        encoders: dict[str, dict[str, Any]] = {
             "preset": {**common, "preset": str(preset)},
             "onnx": {**common, "onnx": str(onnx)},
             "text": {"input": str(texts), "key_column": "key", "text_column": ("title",), "preset": write_bert(folder)},
