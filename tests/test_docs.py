@@ -32,6 +32,7 @@ OTHER = {
     ("docs/image_tower.md", "pictures -> augmentation"): "a drawing",
     ("docs/metrics.md", "auc_click"): "output of eval",
     ("docs/pretrained.md", "  a picture of banana"): "output of weights fetch",
+    ("docs/pretrained.md", "  similarity of"): "output of weights fetch",
     ("docs/training.md", "training: 484 steps"): "output of train",
     ("docs/training.md", "restored: embedding/city"): "output of train",
     ("docs/training.md", "step 2 computed loss inf"): "output of replay",

@@ -69,7 +69,7 @@ class KerasNetwork:
 
         def run(arrays: dict[str, tf.Tensor]) -> list[tf.Tensor]:
             outputs = model(arrays if is_text else arrays["pixels"], training=False)
-            return outputs if isinstance(outputs, list | tuple) else [outputs]
+            return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
         self._run = tf.function(run, reduce_retracing=True)
         digest = hashlib.sha256(architecture(built).encode())

@@ -1,9 +1,9 @@
 """Extraction against the bare forward pass of the same encoder, for pictures of 224 pixels and for titles.
 
-"Extraction" is everything from JPEG files, or a table of texts, to vectors in an LMDB store, once it runs; "bare" is the
-network alone, on inputs in memory, in batches of the same size. The two take turns; ratios are of neighbouring turns.
-The encoders have random weights: a ResNet-50 as a preset and as an ONNX file of it, and a BERT of six blocks, as wide as
-MiniLM, on titles.
+"Extraction" is everything from JPEG files, or a table of texts, to vectors in an LMDB store, once it runs; "bare" is
+the network alone, on inputs in memory, in batches of the same size. The two take turns; ratios are of neighbouring
+turns. The encoders have random weights: a ResNet-50 as a preset and as an ONNX file of it, and a BERT of six blocks, as
+wide as MiniLM, on titles.
 
     python tools/bench/extract.py [--turns 5] [--num_pictures 512] [--num_texts 4096]
 """
