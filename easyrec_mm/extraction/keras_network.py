@@ -71,7 +71,9 @@ class KerasNetwork:
             outputs = model(arrays if is_text else arrays["pixels"], training=False)
             return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
-        self._run = tf.function(run, reduce_retracing=True)
+        # Of any batch and any length, so that it is traced once, before the first batch.
+        specs = {role: tf.TensorSpec([None, *(one.shape or ())], one.dtype) for role, one in self.inputs.items()}
+        self._run = tf.function(run, input_signature=[specs], autograph=False)
         digest = hashlib.sha256(architecture(built).encode())
         for weight in built.weights:
             digest.update(np.asarray(weight).tobytes())

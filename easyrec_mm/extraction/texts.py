@@ -25,7 +25,7 @@ from easyrec_mm.weights.catalog import preset_location
 MAX_TOKENS = 128
 # A text of more bytes is not one of an item, and would keep a tokenizer busy for long.
 MOST_BYTES = 1 << 20
-# Batches are padded to a multiple, so that a compiled network is traced for few lengths.
+# Batches are padded to a multiple, so that runtimes that plan memory by shape meet few of them.
 _MULTIPLE = 8
 _EXAMPLE_SIZE = (64, 64)
 
