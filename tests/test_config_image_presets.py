@@ -89,6 +89,11 @@ def test_a_preset_of_bytes_that_are_no_text(problems, preset):
     assert "config.json is not JSON" in message
 
 
+def test_a_preset_of_texts(problems):
+    ((_, message),) = problems([f"{IMAGE}.preset=all_minilm_l6_v2"])
+    assert message == "'all_minilm_l6_v2' encodes texts; use it in text_model, or choose a preset of pictures"
+
+
 def test_many_files_in_the_place_of_a_preset(problems, preset):
     """A few are named."""
     folder = preset()

@@ -18,6 +18,8 @@ from docs_helpers import PAGES, ROOT, Block, blocks_of, whole_config
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.extraction.plan import read_plan
+from easyrec_mm.extraction.preprocessing import read_settings
 from easyrec_mm.tuning.space import read_space
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -30,6 +32,7 @@ OTHER = {
     ("docs/image_tower.md", "pictures -> augmentation"): "a drawing",
     ("docs/metrics.md", "auc_click"): "output of eval",
     ("docs/pretrained.md", "  a picture of banana"): "output of weights fetch",
+    ("docs/pretrained.md", "  similarity of"): "output of weights fetch",
     ("docs/training.md", "training: 484 steps"): "output of train",
     ("docs/training.md", "restored: embedding/city"): "output of train",
     ("docs/training.md", "step 2 computed loss inf"): "output of replay",
@@ -72,7 +75,18 @@ def test_json_is_json(block):
     assert json.loads(block.text)
 
 
-@pytest.mark.parametrize("block", of_kind("yaml"))
+EXTRACT = "docs/extract.md"
+
+
+@pytest.mark.parametrize("block", [p for p in of_kind("yaml") if p.values[0].page == EXTRACT])
+def test_settings_of_an_extraction_can_be_read(block, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(block.text)
+    (tmp_path / "resnet50.yaml").write_text("layout: NCHW")
+    assert read_plan(str(path)) if "extractions:" in block.text else read_settings(str(path)).to_dict()
+
+
+@pytest.mark.parametrize("block", [p for p in of_kind("yaml") if p.values[0].page != EXTRACT])
 def test_a_space_fits_the_demo(block, tmp_path):
     """With the optimizer that it names."""
     rate = "learning_rate { constant_learning_rate { learning_rate: 0.01 } }"

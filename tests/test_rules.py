@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "grouping": "errors ranges safe_text schema stable_hash spark files features config formats protos",
     "network": "errors features schema weights distribution config data protos",
     "embedding": "errors ranges safe_text schema tasks spark files manifest features store formats runs data",
+    "extraction": "errors schema tasks spark files features store weights data network embedding protos",
     "evaluation": "errors safe_text schema stable_hash tasks spark files manifest features store distribution config "
     "runs data network embedding protos",
     "training": "console exit_status errors safe_text schema files features store distribution config runs data "

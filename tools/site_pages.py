@@ -49,6 +49,7 @@ EXPLAINED_IN = {
     "export": "export.md",
     "apply-delta": "export.md",
     "embed": "export.md",
+    "extract": "extract.md",
     "store": "export.md",
     "quantize": "semantic_ids.md",
     "search": "serving.md",

@@ -14,7 +14,7 @@ from easyrec_mm.console import warn
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
-    from easyrec_mm.embedding.embed import EmbedResult
+    from easyrec_mm.embedding.writing import EmbedResult
 
 
 Runtime: TypeAlias = Literal["auto", "onnx", "tensorflow"]

@@ -16,7 +16,7 @@ from easyrec_mm.errors import UserError
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
-    from easyrec_mm.embedding.embed import EmbedResult
+    from easyrec_mm.embedding.writing import EmbedResult
 
 HELP = "embed the pictures of all items into a store"
 

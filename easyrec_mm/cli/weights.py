@@ -7,7 +7,7 @@ from easyrec_mm.console import say
 from easyrec_mm.errors import UserError, did_you_mean
 from easyrec_mm.tensorflow_import import import_tensorflow
 
-HELP = "fetch pretrained weights of image models"
+HELP = "fetch pretrained weights of encoders of pictures and texts"
 
 
 def add_flags(parser: f.Parser) -> None:
@@ -58,8 +58,9 @@ def _fetch(flags: f.Flags) -> int:
         import_tensorflow()
         from easyrec_mm.network.preset_writer import write_preset
 
-        for label, probability in write_preset(weights, content, folder).items():
-            print(f"  a picture of {label}: {probability:.3f} {label}")
+        for result in write_preset(weights, content, folder):
+            print(f"  {result}")
         print(f"{folder.path} made and verified")
-    print(f'use it with: img_model {{ preset: "{flags.output or flags.name}" }}')
+    section = {"image": "img_model", "text": "text_model"}[weights.kind]
+    print(f'use it with: {section} {{ preset: "{flags.output or flags.name}" }}')
     return 0

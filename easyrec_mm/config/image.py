@@ -202,6 +202,9 @@ def _sizes(value: object, number: int, path: Path) -> tuple[int | None, ...]:
 
 def _check_preset(tower: ImgModel, schema: Schema, problems: Problems) -> None:
     preset, place = tower.preset, f"{PLACE}.preset"
+    if preset in CATALOG and CATALOG[preset].kind != "image":
+        problems.add(place, f"'{preset}' encodes texts; use it in text_model, or choose a preset of pictures")
+        return
     folder = Path(preset_location(preset))
     if not folder.is_dir():
         if preset in CATALOG:

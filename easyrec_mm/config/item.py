@@ -82,7 +82,9 @@ def _check_text_model(text: TextModel, problems: Problems) -> None:
 
 def _check_preset(preset: str, problems: Problems) -> None:
     folder, place = Path(preset_location(preset)), f"{TEXT}.preset"
-    if folder.is_dir():
+    if preset in CATALOG and CATALOG[preset].kind != "text":
+        problems.add(place, f"'{preset}' encodes pictures; use it in img_model, or choose a preset of texts")
+    elif folder.is_dir():
         for name in ("config.json", "tokenizer.json"):
             if not (folder / name).is_file():
                 there = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"

@@ -34,11 +34,20 @@ def plain_picture(content: bytes, image: Image) -> bytes:
       ValueError: if it is not a picture, is damaged or too large; the text completes "the picture ...".
     """
     if content.startswith(b"\xff\xd8"):
-        if content.find(b"\xff\xc0", 0, _HEADER_BYTES) < 0 and (num_scans := content.count(b"\xff\xda")) > MAX_SCANS:
-            raise ValueError(f"has {num_scans} scans, more than {MAX_SCANS}")
+        require_few_scans(content)
         return content
     kind = format_of(content)
     return _first_frame(content, kind, image) if _is_odd(content, kind) else content
+
+
+def require_few_scans(content: bytes) -> None:
+    """Check that decoding a JPEG takes no more than a moment.
+
+    Raises:
+      ValueError: if it would; the text completes "the picture ...".
+    """
+    if content.find(b"\xff\xc0", 0, _HEADER_BYTES) < 0 and (num_scans := content.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"has {num_scans} scans, more than {MAX_SCANS}")
 
 
 def on_background(values: Any, background: Any) -> Any:

@@ -1,24 +1,14 @@
 """Offline embedding: applies the image model to the pictures of items, and writes the vectors to a store.
 
-Each batch is read and decoded in threads by the model's own `decode`, embedded, and written durably before the next
-one is written, so that a killed run continues where it stopped. A bad picture is marked as absent and listed; it never
-becomes a vector of zeros.
+Pictures are read and decoded by the model's own `decode`; writing.py says how the vectors of batches are written.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import time
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -28,35 +18,29 @@ from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import ImageModel
 from easyrec_mm.embedding.items import Item
+from easyrec_mm.embedding.writing import (
+    EmbedResult,
+    Loaded,
+    Refresh,
+    Target,
+    ToLoad,
+    Work,
+    Written,
+    description_of,
+    open_list,
+    too_many_bad,
+    write_items,
+)
 from easyrec_mm.errors import UserError
-from easyrec_mm.files import is_remote, naming, plain, put, written_at
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.ranges import NotNegative, Share
-from easyrec_mm.runs.progress import PictureProgress
-from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.schema import Schema
-from easyrec_mm.store import Record, Store
+from easyrec_mm.store import Store
 from easyrec_mm.store.generations import Generation, Tasks, VectorDtype
 from easyrec_mm.store.records import NO_CONTENT, content_hash
 from easyrec_mm.tasks import Task
 
-Refresh = Literal["new", "changed", "all"]
-_LOOKED_UP_AT_A_TIME = 1000
 _PIXELS_AT_A_TIME = 64 * 224 * 224
-
-
-@dataclass(frozen=True)
-class EmbedResult:
-    """Numbers of items embedded, unchanged and without valid pictures; the generation, and what it waits for until it
-    becomes current, or ""; items per second.
-    """
-
-    embedded: int
-    unchanged: int
-    bad: int
-    generation: int
-    per_s: float
-    waits_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,32 +65,11 @@ class EmbedOptions:
     task: Task | None = None
 
 
-class Written(NamedTuple):
-    """The result for some items, and the first bad picture; "" if all were good."""
+class _Inputs(NamedTuple):
+    """The pictures of a batch: pixels uint8 [N, H, W, C], and int64 [N], the item of each."""
 
-    result: EmbedResult
-    first_bad: str
-
-
-class _Loaded(NamedTuple):
-    """A batch ready for the tower.
-
-    items           K items to embed
-    hashes          [K], the hash of the content of each
-    pixels          uint8 [N, H, W, C], of all their pictures
-    owner           int64 [N]: which of the K items each picture belongs to
-    absent          items without a valid picture, and the hashes of their content
-    bad             (item, path, problem) of each bad picture
-    num_unchanged   number of items that need no new vector
-    """
-
-    items: list[Item]
-    hashes: list[bytes]
     pixels: np.ndarray
     owner: np.ndarray
-    absent: list[tuple[Item, bytes]]
-    bad: list[tuple[Item, str, str]]
-    num_unchanged: int
 
 
 def embed(
@@ -127,7 +90,7 @@ def embed(
     """
     task, tasks = options.task, None
     if task:
-        tasks = Tasks(task.num, _description(items))
+        tasks = Tasks(task.num, description_of(items))
         items = [items[i] for i in task.part_of(len(items))]
     with open_list(options.bad_pictures, refused) as bad_list:
         generation, written = write_vectors(model, items, store, options, bad_list, tasks)
@@ -159,57 +122,13 @@ def write_vectors(
     batch_size = options.batch_size or max(64, min(256, _PIXELS_AT_A_TIME // (image.height * image.width)))
     generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, options.dtype, tasks)
     loader = _Loader(model, options.image_root, options.refresh)
-    progress = PictureProgress("embed", len(items))
-    started = time.perf_counter()
-    threads = os.cpu_count() or 1
-    batches = _to_load(store, generation, items, options.refresh, batch_size)
-    with ThreadPoolExecutor(threads) as readers:
-        loaded = _ahead(readers, batches, loader.load, threads + 2)
-        counts, first_bad = _embed_batches(model, store, generation, loaded, bad_list, progress)
-    progress.close()
-    per_s = (counts["embedded"] + counts["bad"]) / (time.perf_counter() - started)
-    result = EmbedResult(counts["embedded"], counts["unchanged"], counts["bad"], generation.number, per_s)
-    return generation, Written(result, first_bad)
 
+    def compute(loaded: Loaded) -> list[np.ndarray]:
+        pictures: _Inputs = loaded.inputs
+        return [model.embed(pictures.pixels, _values(loaded.items, manifest.schema), pictures.owner)]
 
-def _description(items: Sequence[Item]) -> str:
-    """Return a text that is the same for tasks that divide the same items."""
-    checksum = 0
-    for item in items:
-        checksum = zlib.crc32(f"{item.key}\n".encode(), checksum)
-    return f"{len(items)} items ({checksum:08x})"
-
-
-def _embed_batches(
-    model: ImageModel,
-    store: Store,
-    generation: Generation,
-    batches: Iterable[_Loaded],
-    bad_list: TextIO,
-    progress: PictureProgress,
-) -> tuple[dict[str, int], str]:
-    """Embed batches, each while the one before is written; return numbers of items, and the first bad picture."""
-    counts = {"embedded": 0, "unchanged": 0, "bad": 0}
-    first_bad = ""
-    writing: Future[None] | None = None
-    with ThreadPoolExecutor(1) as writer:
-        for loaded in batches:
-            records = _records(model, loaded)
-            for item, path, problem in loaded.bad:
-                first_bad = first_bad or f"{path} {problem}"
-                line = json.dumps({"key": item.key, "path": path, "problem": problem})
-                bad_list.write(hide_secrets(line) + "\n")
-            bad_list.flush()
-            if writing is not None:
-                writing.result()
-            writing = writer.submit(store.put_many, generation, records) if records else None
-            counts["embedded"] += len(loaded.items)
-            counts["unchanged"] += loaded.num_unchanged
-            counts["bad"] += len(loaded.absent)
-            progress.add(len(loaded.items) + len(loaded.absent) + loaded.num_unchanged)
-        if writing is not None:
-            writing.result()
-    return counts, first_bad
+    work = Work("embed", loader.load, compute, batch_size, options.refresh)
+    return generation, write_items(work, items, [Target(store, generation)], bad_list)
 
 
 def require_valid(written: Written, options: EmbedOptions, store: str) -> None:
@@ -219,55 +138,12 @@ def require_valid(written: Written, options: EmbedOptions, store: str) -> None:
       UserError: if they are.
     """
     result, first_bad = written
-    num_items = result.embedded + result.unchanged + result.bad
-    if result.bad and (result.bad > options.max_bad_share * num_items or result.bad == num_items):
+    if share := too_many_bad(result, options.max_bad_share):
         raise UserError(
-            f"{result.bad} of {num_items} items have no valid picture, more than --max_bad_share "
+            f"{share} have no valid picture, more than --max_bad_share "
             f"({options.max_bad_share}); generation {result.generation} of {store} was not made current. Check "
             f"--image_root and the list {options.bad_pictures}. The first: {first_bad}"
         )
-
-
-def _records(model: ImageModel, loaded: _Loaded) -> list[Record]:
-    """Embed a batch; return the records to write."""
-    records = [Record(item.key, None, hash_, int(time.time())) for item, hash_ in loaded.absent]
-    if loaded.items:
-        vectors = model.embed(loaded.pixels, _values(loaded.items, model.manifest.schema), loaded.owner)
-        now = int(time.time())
-        for item, vector, hash_ in zip(loaded.items, vectors, loaded.hashes, strict=True):
-            records.append(Record(item.key, vector, hash_, now))
-    return records
-
-
-def _to_load(
-    store: Store, generation: Generation, items: Sequence[Item], refresh: Refresh, batch_size: int
-) -> Iterator[tuple[list[Item], list[bytes | None], int]]:
-    """Yield batches of items to load, their hashes in the store, and the number of items skipped as done."""
-    waiting: list[tuple[Item, bytes | None]] = []
-    num_done = 0
-    remaining = iter(items)
-    while portion := list(islice(remaining, _LOOKED_UP_AT_A_TIME)):
-        hashes: list[bytes | None] = [None] * len(portion)
-        if refresh != "all":
-            # What is marked as absent is tried again, because the picture may be there now.
-            hashes = store.hashes(generation, [item.key for item in portion], with_absent=refresh == "changed")
-        for item, hash_ in zip(portion, hashes, strict=True):
-            if refresh == "new" and hash_ is not None:
-                num_done += 1
-            else:
-                waiting.append((item, hash_))
-        while len(waiting) >= batch_size:
-            yield *_columns(waiting[:batch_size]), num_done
-            waiting, num_done = waiting[batch_size:], 0
-        if num_done:
-            yield [], [], num_done
-            num_done = 0
-    if waiting:
-        yield *_columns(waiting), 0
-
-
-def _columns(pairs: list[tuple[Item, bytes | None]]) -> tuple[list[Item], list[bytes | None]]:
-    return [item for item, _ in pairs], [hash_ for _, hash_ in pairs]
 
 
 class _Loader:
@@ -280,7 +156,7 @@ class _Loader:
         self._paths = model.paths
         self._refresh = refresh
 
-    def load(self, batch: tuple[list[Item], list[bytes | None], int]) -> _Loaded:
+    def load(self, batch: ToLoad) -> Loaded:
         """Load items, and select the ones to embed by comparison with their stored hashes."""
         items, stored_hashes, num_done = batch
         pictures = [(row, path) for row, item in enumerate(items) for path in self._paths_of(item)]
@@ -300,11 +176,10 @@ class _Loader:
         owner = np.searchsorted(rows, row_of_good)
         pixels = loaded.pixels.numpy() if loaded else np.zeros((0, 1, 1, 1), np.uint8)
         bad = [(*pictures[chosen[at]], problem) for at, problem in all_problems.items()]
-        return _Loaded(
+        return Loaded(
             items=[items[row] for row in rows],
             hashes=[hashes[row] for row in rows],
-            pixels=pixels if len(good) == len(chosen) else pixels[good],
-            owner=owner,
+            inputs=_Inputs(pixels if len(good) == len(chosen) else pixels[good], owner),
             absent=[(items[row], hashes[row]) for row in sorted(chosen_rows.difference(rows.tolist()))],
             bad=[(items[row], path, problem) for row, path, problem in bad],
             num_unchanged=num_done + len(items) - len(chosen_rows),
@@ -361,38 +236,3 @@ def _values(items: Sequence[Item], schema: Schema) -> dict[str, Sequence[Any]]:
         name: [schema.field(name).value(item.fields[i]) for item in items]
         for i, name in enumerate(schema.image_fields())
     }
-
-
-def _ahead(
-    pool: ThreadPoolExecutor,
-    batches: Iterator[tuple[list[Item], list[bytes | None], int]],
-    load: Callable[[tuple[list[Item], list[bytes | None], int]], _Loaded],
-    num_ahead: int,
-) -> Iterator[_Loaded]:
-    """Yield loaded batches in order, with up to `num_ahead` of them loaded in advance."""
-    pending: deque[Future[_Loaded]] = deque()
-    for batch in batches:
-        pending.append(pool.submit(load, batch))
-        if len(pending) > num_ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-@contextmanager
-def open_list(path: str, refused: Sequence[BadRecord]) -> Iterator[TextIO]:
-    """Yield a file that lists these groups, to write bad pictures to; closed, it is uploaded or, if empty, removed."""
-    place = written_at(path) if is_remote(path) else Path(plain(path))
-    try:
-        file = place.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--bad_pictures {path}: cannot be written: {error.strerror}") from error
-    try:
-        with naming(path), file:
-            file.writelines(hide_secrets(json.dumps(asdict(record))) + "\n" for record in refused)
-            yield file
-    finally:
-        if is_remote(path):
-            put(place, path)
-        elif place.is_file() and not place.stat().st_size:
-            place.unlink()

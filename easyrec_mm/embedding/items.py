@@ -271,11 +271,14 @@ def _tfrecord_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
             yield from columns.items(path, read_examples(portion, columns.groups), int(rows[0]), columns.path)
 
 
+# Characters of a field of a CSV file: far more than a text needs, and so few that a quote without its end is noticed.
+_MOST_OF_A_FIELD = 1 << 24
 # A byte that is not UTF-8, as "surrogateescape" decodes it.
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def _csv_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
+    csv.field_size_limit(_MOST_OF_A_FIELD)
     with open(opened_at(path), newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
         _require_columns(path, list(rows.fieldnames or ()), columns)
@@ -285,7 +288,8 @@ def _csv_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
                 wrong = next((name for name in columns.names if _ESCAPED_BYTE.search(row[name] or "")), None)
                 if wrong is not None:
                     content = row[wrong].encode("utf-8", "surrogateescape")
-                    problem = f"{shown(content)} is not UTF-8, as keys must be"
+                    what = "keys" if wrong in (columns.key, columns.path) else "texts"
+                    problem = f"{shown(content)} is not UTF-8, as {what} must be"
                     yield BadRecord("picture", path, number, column_place(wrong), problem)
                     continue
                 _check_fields(f"{path}: row {number}", columns.schema, fields)

@@ -16,9 +16,10 @@ from typing import NamedTuple
 from pyspark.sql import SparkSession
 
 from easyrec_mm.data.bad_records import BadRecord
-from easyrec_mm.embedding.embed import EmbedOptions, EmbedResult, Written, open_list, require_valid, write_vectors
+from easyrec_mm.embedding.embed import EmbedOptions, require_valid, write_vectors
 from easyrec_mm.embedding.image_model import ImageModel, Runtime
 from easyrec_mm.embedding.items import Item
+from easyrec_mm.embedding.writing import EmbedResult, Written, open_list
 from easyrec_mm.manifest import Manifest
 from easyrec_mm.spark import run_tasks
 from easyrec_mm.store import Store, open_store

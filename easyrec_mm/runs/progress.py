@@ -128,11 +128,11 @@ class Progress:
 
 
 class PictureProgress:
-    """Shows how many of a known number of pictures are done, images/s and the time left."""
+    """Shows how many of a known number of pictures, or of what `unit` names, are done, their speed, the time left."""
 
-    def __init__(self, name: str, total: int) -> None:
-        self._name, self._total = name, total
-        self._bar = _bar(total, 0, name, "image")
+    def __init__(self, name: str, total: int, unit: str = "image") -> None:
+        self._name, self._total, self._unit = name, total, unit
+        self._bar = _bar(total, 0, name, unit)
         self._done = 0
         self._started = self._shown = time.monotonic()
 
@@ -143,13 +143,14 @@ class PictureProgress:
         rate = self._done / max(now - self._started, 1e-9)
         left = (self._total - self._done) / max(rate, 1e-9)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{left:.0f} s left, {rate:.0f} images/s", refresh=False)
+            self._bar.set_postfix_str(f"{left:.0f} s left, {rate:.0f} {self._unit}s/s", refresh=False)
             self._bar.update(num_pictures)
         elif now - self._shown > _LINE_EVERY_S:
             self._shown = now
-            progress = {"work": self._name, "image": self._done, "total": self._total}
-            text = f"{self._name} {self._done}/{self._total}: {rate:.0f} images/s, {left:.0f} s left"
-            say(text, **progress, images_per_second=rate, seconds_left=left)
+            progress = {"work": self._name, self._unit: self._done, "total": self._total}
+            rates = {f"{self._unit}s_per_second": rate, "seconds_left": left}
+            text = f"{self._name} {self._done}/{self._total}: {rate:.0f} {self._unit}s/s, {left:.0f} s left"
+            say(text, **progress, **rates)
 
     def close(self) -> None:
         """Remove the bar."""

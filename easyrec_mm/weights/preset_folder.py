@@ -101,6 +101,6 @@ class PresetFolder:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a preset by the name of the file."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != RECORD)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """Return the SHA-256 of each file of a preset by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

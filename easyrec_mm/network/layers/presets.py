@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import keras
 import numpy as np
@@ -35,7 +36,11 @@ def load_image_model(preset: str) -> keras.Model:
     Raises:
       PresetError: if it cannot be loaded, or takes anything but pictures `[height, width, channels]`.
     """
-    model = load_backbone(preset)
+    return only_image(load_backbone(preset), preset)
+
+
+def only_image(model: keras.Model, preset: str) -> keras.Model:
+    """Return the model of pictures in the backbone of a preset; arguments and errors as for `load_image_model`."""
     image_part = getattr(model, "vision_encoder", None)
     model = image_part if isinstance(image_part, keras.Model) else model
     if [len(tensor.shape) for tensor in model.inputs] != [4]:
@@ -50,6 +55,18 @@ def normalisation(preset: str) -> Normalisation | None:
     Raises:
       PresetError: if the image converter cannot be read.
     """
+    converter = image_converter(preset)
+    if converter is None:
+        return None
+    return _per_channel(converter.scale, 1.0), _per_channel(converter.offset, 0.0)
+
+
+def image_converter(preset: str) -> Any:
+    """Return the preset's keras-hub ImageConverter; None for a backbone that was saved without one.
+
+    Raises:
+      PresetError: if it cannot be read.
+    """
     import keras_hub  # takes half a second, and only some backbones need it
 
     folder = Path(preset)
@@ -57,10 +74,8 @@ def normalisation(preset: str) -> Normalisation | None:
         with quiet():
             if folder.is_dir():
                 text = (folder / "image_converter.json").read_text(encoding="utf-8")
-                converter = keras.saving.deserialize_keras_object(json.loads(text))
-            else:
-                converter = keras_hub.layers.ImageConverter.from_preset(preset)
-        return _per_channel(converter.scale, 1.0), _per_channel(converter.offset, 0.0)
+                return keras.saving.deserialize_keras_object(json.loads(text))
+            return keras_hub.layers.ImageConverter.from_preset(preset)
     except FileNotFoundError:
         return None
     except Exception as error:  # keras-hub and Keras raise many types of errors for an unknown file

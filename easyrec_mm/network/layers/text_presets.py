@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,23 @@ from easyrec_mm.network.layers.backbones import architecture, in_dtype
 from easyrec_mm.network.layers.presets import PresetError, first_line, load_backbone, quiet
 
 _INPUTS = ("token_ids", "padding_mask", "segment_ids")
+
+
+class Tokenizer(NamedTuple):
+    """The tokenizer of a preset.
+
+    tokenize   texts string `[T]` -> int32 `[T, L]`, -1 in unused places
+    padding    the token that stands in these places when the model is called
+    special    tokens that stand for no part of a text
+    unknown    the token of what the tokenizer does not know; None if it knows everything
+    source     text that determines the tokenizer, for fingerprints
+    """
+
+    tokenize: Callable[[tf.Tensor], tf.Tensor]
+    padding: int
+    special: frozenset[int]
+    unknown: int | None
+    source: str
 
 
 class TextPreset(NamedTuple):
@@ -55,12 +73,22 @@ def load_text_preset(preset: str, max_tokens: int, dtype: str) -> TextPreset:
     output = built.output["sequence_output"] if isinstance(built.output, dict) else built.output
     if len(output.shape) != 3:
         raise PresetError(f"'{preset}' has no vector of each token: its output is {list(output.shape)}")
-    tokenize, padding, tokenizer_source = _tokenizer(preset, max_tokens)
+    tokenizer = load_tokenizer(preset, max_tokens)
     model = keras.Model(inputs, output)
-    return TextPreset(model, tuple(inputs), tokenize, padding, architecture(built) + tokenizer_source)
+    source = architecture(built) + tokenizer.source
+    return TextPreset(model, tuple(inputs), tokenizer.tokenize, tokenizer.padding, source)
 
 
-def _tokenizer(preset: str, max_tokens: int) -> tuple[Callable[[tf.Tensor], tf.Tensor], int, str]:
+def load_tokenizer(preset: str, max_tokens: int) -> Tokenizer:
+    """Load the tokenizer of a text preset.
+
+    Args:
+      preset: see load_text_preset.
+      max_tokens: L, with special tokens.
+
+    Raises:
+      PresetError: if it cannot be loaded.
+    """
     import keras_hub
 
     try:
@@ -77,8 +105,15 @@ def _tokenizer(preset: str, max_tokens: int) -> tuple[Callable[[tf.Tensor], tf.T
         return tf.where(tokens["padding_mask"], tf.cast(tokens["token_ids"], tf.int32), -1)
 
     tokenizer = preprocessor.tokenizer
-    source = json.dumps({"tokenizer": tokenizer.get_config(), "length": max_tokens}, sort_keys=True, default=str)
-    return tokenize, int(tokenizer.pad_token_id), source
+    # The config has no vocabulary, which is a file of its own.
+    pieces = [tokenizer.get_vocabulary(), getattr(tokenizer, "merges", None)]
+    digest = hashlib.sha256(json.dumps(pieces, default=str).encode()).hexdigest()
+    settings = {"tokenizer": tokenizer.get_config(), "length": max_tokens, "vocabulary": digest}
+    source = json.dumps(settings, sort_keys=True, default=str)
+    unknown = getattr(tokenizer, "oov_token", None)
+    number = tokenizer.token_to_id(unknown) if unknown else None
+    special = frozenset(int(token) for token in tokenizer.special_token_ids)
+    return Tokenizer(tokenize, int(tokenizer.pad_token_id), special - {number}, number, source)
 
 
 def _names(folder: str) -> str:

@@ -1,0 +1,1 @@
+"""Vectors of pictures and texts by any encoder, without a training: into stores and files."""
