@@ -316,11 +316,7 @@ class _Loader:
 
     def _has_text(self, item: Item) -> bool:
         """Return whether an item's text is enough to embed it, without a picture."""
-        text = self._schema.text
-        if text is None or (self._schema.uses_image and not self._schema.has_no_image_vector):
-            return False
-        texts = dict(zip(self._schema.image_fields(), item.fields, strict=True))
-        return any(texts[name].strip() for name in text.inputs)
+        return self._schema.is_text_enough(dict(zip(self._schema.image_fields(), item.fields, strict=True)))
 
     def _hashes(
         self,

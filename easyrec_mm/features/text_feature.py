@@ -27,6 +27,10 @@ class TextFeature(Feature):
     def patterns(self) -> list[tuple[str, str]]:
         return []
 
+    def joined(self, fields: Mapping[str, str]) -> str:
+        """Return the text of an item with these values of fields."""
+        return " ".join(fields[name] for name in self.inputs)
+
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
         texts = [fields[name] for name in self.inputs]
         return {self.name: texts[0] if len(texts) == 1 else back_end.join(texts, " ")}
