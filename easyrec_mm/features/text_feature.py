@@ -10,7 +10,7 @@ from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.reading import FeatureSettings
 
-_MOST_FIELDS = 16
+MOST_FIELDS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class TextFeature(Feature):
 
     @classmethod
     def of_config(cls, settings: FeatureSettings) -> TextFeature:
-        settings.require_inputs(1, _MOST_FIELDS)
+        settings.require_inputs(1, MOST_FIELDS)
         for name in settings.inputs:
             settings.require_string(name, "a text")
         return cls(name=settings.name, inputs=settings.inputs, width=0, is_joined=False)

@@ -152,14 +152,16 @@ class ItemParts:
         vectors = self.text.vectors(self.text.features(tokens))
         return self._fused(images, self.no_text(vectors, self.text.has_words(tokens)))
 
-    def part_weights(self, images: tf.Tensor, contents: Mapping[str, Contents], banks: Banks) -> dict[str, tf.Tensor]:
-        """Return the mean weight of picture and text in a batch's item vectors; {} for a fusion without weights."""
+    def part_weights(self, images: tf.Tensor | None, texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return the mean weight of picture and text in the vectors of items; {} for a fusion without weights.
+
+        Args:
+          images: image vectors `[K, D]`; None without pictures.
+          texts: texts, string `[K]`.
+        """
         if self.fusion is None or self.text is None or self.no_text is None:
             return {}
-        texts = contents[TEXT_KIND]
-        vectors = self._text_vectors(self.text, texts, False, banks.get(TEXT_KIND))
-        of_items = self.no_text(tf.gather(vectors, texts.of_image), tf.gather(texts.is_there, texts.of_image))
-        return self.fusion.weights_of([images, of_items])
+        return self.fusion.weights_of([images, self.no_text(self.text(texts), has_text(texts))])
 
     def bank(self) -> VectorBank | None:
         """Return a new bank of what the frozen part of the text tower computes; None if its encoder is trained."""
