@@ -20,7 +20,7 @@ _OPTIONAL = {"image_root": "", "preset": ""}
 # Flag -> the question by which it is asked for on a terminal.
 QUESTIONS = {
     "input": "file or folder of data from which the fields are inferred, if there is one",
-    "features": "features as NAME:KIND, separated by commas; KIND is id, number, tags or text (of the item), with the number of values",
+    "features": "features as NAME:KIND, with commas; KIND is id, number, tags or text, with the number of values",
     "image_field": "column of the path of the picture",
     "label_fields": "columns of the labels, separated by commas",
     "group_by": "column of the item",

@@ -54,7 +54,12 @@ class Saliency:
 
 
 def saliency(
-    model: MultimodalModel, features: Features, pixels: Pixels, category: int, task: str, class_index: int = 0,
+    model: MultimodalModel,
+    features: Features,
+    pixels: Pixels,
+    category: int,
+    task: str,
+    class_index: int = 0,
     text: str = "",
 ) -> Saliency:
     """Compute the saliency of pictures for one sample.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pyarrow as pa
 
 from easyrec_mm.features.text_feature import MOST_FIELDS
@@ -24,7 +23,8 @@ _LEAST_WORDS, _MANY_WORDS, _TEXTS_PER_ITEM = 2.0, 3.0, 0.5
 
 def mean_words(values: pa.Array) -> float:
     """Return the mean number of words of the distinct texts of a sample."""
-    return float(np.mean([len(_WORD.findall(text)) for text in values.unique().to_pylist()] or [0.0]))
+    texts = values.unique().to_pylist()
+    return sum(len(_WORD.findall(text)) for text in texts) / max(1, len(texts))
 
 
 def is_item_text(name: str, column: ColumnStats, values: pa.Array, num_items: int, num_before: int) -> bool:

@@ -86,7 +86,9 @@ def _sheet(context: Context, explained: Explained, query: int, nearest: Sequence
     texts = [("the item",), *[_lines(neighbour) for neighbour in nearest]]
     paths = [_first_good(explained, item) for item in items]
     shown = iter(context.thumbnails([path for path in paths if path is not None]))
-    pictures = [_without_picture(item) if path is None else next(shown) for item, path in zip(items, paths, strict=True)]
+    pictures = [
+        _without_picture(item) if path is None else next(shown) for item, path in zip(items, paths, strict=True)
+    ]
     return [
         replace(picture, lines=tuple(filter(None, (*lines, _kind(explained, item), _text(item)))))
         for picture, item, lines in zip(pictures, items, texts, strict=True)

@@ -19,10 +19,10 @@ from easyrec_mm.errors import ExportError, UserError
 from easyrec_mm.files import is_remote, join, place_of
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.manifest import MANIFEST, Manifest, local_export, read_header, require_unchanged
+from easyrec_mm.schema import Schema
 from easyrec_mm.serving.feature_lookup import FeatureLookup
 from easyrec_mm.serving.predictor import Predictor, Runtime, files_of, load_predictor
 from easyrec_mm.serving.private_copy import private_copy
-from easyrec_mm.schema import Schema
 from easyrec_mm.serving.request import Limits, RequestReader
 from easyrec_mm.store import Generation, Store
 

@@ -86,7 +86,9 @@ def check(pipeline: Pipeline, num_groups: int) -> CheckResult:
     picture_lines = ["  not used: no feature group of an ImgFeature"]
     if schema.uses_image:
         picture_lines = _check_pictures(sample, pipeline)
-    text_lines = [f"\ntexts of items: {schema.text.name}", *text_lines_of(schema.text, sample.items)] if schema.text else []
+    text_lines = (
+        [f"\ntexts of items: {schema.text.name}", *text_lines_of(schema.text, sample.items)] if schema.text else []
+    )
     lines = [
         f"{pipeline.path}: the config is valid",
         f"\ndata: {sample.extent()}",

@@ -30,7 +30,10 @@ def text_lines_of(text: TextFeature, items: list[str]) -> list[str]:
         quantiles = f"median {np.median(some):.0f}, 95 % have at most {np.quantile(some, 0.95):.0f}"
         lines.append(f"  words: {some.min()} to {some.max()}, {quantiles}")
         common = Counter(item for item, has_words in zip(items, is_there, strict=True) if has_words)
-        shown = [item if len(item) <= _MAX_TEXT else f"{item[:_MAX_TEXT]}..." for item, _ in common.most_common(_NUM_EXAMPLES)]
+        shown = [
+            item if len(item) <= _MAX_TEXT else f"{item[:_MAX_TEXT]}..."
+            for item, _ in common.most_common(_NUM_EXAMPLES)
+        ]
         lines += [f"  such as: {item}" for item in shown]
     return [*lines, f"  read from: {', '.join(text.inputs)}"] if len(text.inputs) > 1 else lines
 
@@ -47,7 +50,5 @@ def text_tower_lines(pipeline: Pipeline) -> list[str]:
     stages = f" in {len(tower.encoder.stages)} stages" if tower.encoder.stages else ""
     kind = f"the preset '{settings.preset}'" if settings.preset else "words and parts of words"
     at_most = f"{settings.max_tokens} tokens" if settings.preset else f"{settings.max_words} words"
-    return [
-        f"\ntext tower: {kind}, {num_weights:,} weights{stages}",
-        f"  reads at most {at_most} of a text; output: {tower.num_features} features, a vector of {tower.width} numbers",
-    ]
+    output = f"output: {tower.num_features} features, a vector of {tower.width} numbers"
+    return [f"\ntext tower: {kind}, {num_weights:,} weights{stages}", f"  reads at most {at_most} of a text; {output}"]

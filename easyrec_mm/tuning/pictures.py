@@ -34,7 +34,9 @@ def _candidates(pipeline: Pipeline) -> Iterator[Entry]:
     tower = network.img_model
     is_pretrained = bool(tower.preset or pipeline.config.train_config.fine_tune_checkpoint)
     has_backbone = bool(tower.preset) or backbone_name(tower.model_name) != NO_BACKBONE
-    yield log_range(_SOURCE, f"{PLACE}.learning_rate_multiplier", 0.01 if is_pretrained else 0.1, 1.0 if is_pretrained else 3.0)
+    yield log_range(
+        _SOURCE, f"{PLACE}.learning_rate_multiplier", 0.01 if is_pretrained else 0.1, 1.0 if is_pretrained else 3.0
+    )
     width = (
         f"{_NETWORK}.highway_dnn.emb_size" if network.HasField("highway_dnn")
         else f"{_NETWORK}.img_dnn.hidden_units[-1]" if network.HasField("img_dnn")

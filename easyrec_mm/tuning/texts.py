@@ -1,4 +1,4 @@
-"""The built-in space `texts`: how the text tower learns, how wide its vectors are, what is frozen, and how it is fused."""
+"""The built-in space `texts`: how the text tower learns, how wide its vectors are, what is frozen, its fusion."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def text_space(pipeline: Pipeline) -> tuple[list[Entry], dict[str, str]]:
     """
     if pipeline.schema.text is None:
         raise ConfigError(
-            f"{_SOURCE}: {pipeline.path} has no texts of items (no feature group of a TextFeature); give a space of your "
-            "own, as docs/tuning.md describes"
+            f"{_SOURCE}: {pipeline.path} has no texts of items (no feature group of a TextFeature); give a space of "
+            "your own, as docs/tuning.md describes"
         )
     return fitting(list(_candidates(pipeline)), pipeline)
 
