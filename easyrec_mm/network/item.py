@@ -36,6 +36,8 @@ from easyrec_mm.weights.catalog import preset_location
 _PARTS = (IMAGE, TEXT_KIND)
 # Prefixes of the names of variables: of the text tower, and of the fusion.
 TEXT_PREFIX, FUSION_PREFIX = "image/text/", "image/fusion/"
+# Name of the table of words.
+WORDS_TABLE = f"{TEXT_PREFIX}tower/words/table"
 
 
 def text_tower(settings: TextModel, dtype: str) -> TextTower:
