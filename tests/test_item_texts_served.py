@@ -180,7 +180,7 @@ def exported(data, tmp_path_factory):
         img_model="no_image_vector: true",
     )  # fmt: skip
     training.trainer.train()
-    flags = [f"--{kind}_model_export_dir={folder / kind}" for kind in ("img", "rec")]
+    flags = [f"--{kind}_model_export_dir={folder / kind}" for kind in ("img", "rec", "total")]
     run("export", "--model_dir", training.model_dir, "--eval_input_path", f"{data}/titles_none.txt", *flags)
     (folder / "items.csv").write_text(
         "key,path,title\nk0,0.png,red shirt\nk1,,blue mug\nk2,gone.png,a lamp\nk3,1.png,\n"

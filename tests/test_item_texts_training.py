@@ -59,7 +59,16 @@ def test_a_step_changes_the_rows_of_its_words_alone(data, tmp_path):
 @pytest.mark.parametrize("trainable", ["ALL", "HEAD"])
 def test_two_workers_train_the_weights_of_one(data, tmp_path, trainable):
     changes = {"batch_size: 4": "batch_size: 4 shuffle: false"}
-    pipeline = text_training(data, tmp_path, f"{SMALL} trainable: {trainable}", GATED, changes=changes).pipeline
+    train = "num_epochs: 1 sync_batch_norm: true share_pictures: true"
+    pipeline = text_training(
+        data,
+        tmp_path,
+        f"{SMALL} trainable: {trainable}",
+        GATED,
+        train=train,
+        optimizers=optimizer("sgd"),
+        changes=changes,
+    ).pipeline
     ((_, expected),) = trained_by_replicas(pipeline, 1, 4)
     for losses, values in trained_by_replicas(pipeline, 2, 4):
         assert len(losses) == NUM_GROUPS // 4

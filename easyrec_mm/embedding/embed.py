@@ -311,7 +311,7 @@ class _Loader:
 
     def _paths_of(self, item: Item) -> list[str]:
         """Return the paths of an item's pictures; "" for an item that should have one and names none."""
-        paths = self._paths(item.path) if self._schema.uses_image else []
+        paths = [path for path in self._paths(item.path) if path]
         return paths or ([] if self._has_text(item) else [""])
 
     def _has_text(self, item: Item) -> bool:
