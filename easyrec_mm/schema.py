@@ -6,7 +6,7 @@ export and serving share one definition. It does not depend on files, layers or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 
 # Stands for the image vector among the keys of an attention; no feature has such a name.
 IMAGE_KEY = "\x1dimage"
+_WHITE_SPACE = " \t\n\v\f\r"
 
 Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
 
@@ -243,6 +244,13 @@ class Schema:
         """Return whether exported models take the item of each picture: an item may have several, or only a text."""
         may_have_none = self.has_no_image_vector and self.text is not None
         return self.uses_image and (bool(self.image_separator) or may_have_none)
+
+    def is_text_enough(self, values: Mapping[str, Any]) -> bool:
+        """Return whether an item with these values of fields has a vector without a picture: by its text."""
+        if self.text is None or (self.uses_image and not self.has_no_image_vector):
+            return False
+        # As TensorFlow strips texts: of white space in ASCII.
+        return any(str(values[name]).strip(_WHITE_SPACE) for name in self.text.inputs)
 
     def image_fields(self) -> tuple[str, ...]:
         """Return the names of the fields that the image model reads in addition to the picture."""

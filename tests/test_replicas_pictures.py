@@ -1,20 +1,12 @@
 """Steps with pictures of replicas that are threads of one process: those of one, whatever of the tower is trained."""
 
-import threading
-from unittest import mock
-
 import numpy as np
 import pytest
-import tensorflow as tf
 from picture_group_helpers import BATCH, OWN, SHARED, make_picture_groups, picture_training
-from thread_replicas import results_of_replicas
+from thread_replicas import trained_by_replicas
 
-from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.data.input import Input
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.network.model import MultimodalModel
-from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.training.steps import TrainSteps
 
 pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
 SYNCHRONIZED, SHARES = "sync_batch_norm: true", "sync_batch_norm: true share_pictures: true"
@@ -28,33 +20,6 @@ NUM_GROUPS, WITHOUT_PICTURE = 2 * BATCH + 2, range(12, 16)
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory):
     return make_picture_groups(tmp_path_factory.mktemp("groups"), NUM_GROUPS, WITHOUT_PICTURE)
-
-
-def trained(pipeline, num):
-    """For each of that many replicas, the losses of each step, and what the steps change, at the end."""
-    one_at_a_time = threading.Lock()  # Keras draws all initial weights from one seed
-
-    def train(replicas):
-        config = EasyRecConfig()
-        config.CopyFrom(pipeline.config)
-        config.data_config.batch_size = BATCH // num
-        with one_at_a_time:
-            model = MultimodalModel(config, pipeline.schema, replicas=replicas)
-            records, worker = BadRecords(None, 1.0), (replicas.number, num)
-            inputs = Input(
-                config.data_config, pipeline.schema, config.train_input_path, "train", records, True, worker=worker
-            )
-            spec = inputs.spec()
-            with mock.patch.object(tf, "function", lambda function, **_: function):  # threads compute eagerly
-                steps = TrainSteps(config, model, "float32", spec, replicas)
-            items = list(inputs.batches(banks_of=steps.banks))
-        losses = []
-        for item in items:
-            steps.enter_phase(item.step)
-            losses.append({name: value.numpy() for name, value in steps.run(item).items()})
-        return losses, {name: variable.numpy() for name, variable in steps.variables().items()}
-
-    return results_of_replicas(num, train)
 
 
 def assert_close(values, expected):
@@ -75,8 +40,8 @@ def assert_close(values, expected):
 )
 def test_steps_of_two_replicas_are_those_of_one(groups, tmp_path, file, train, img_model):
     pipeline = picture_training(groups, tmp_path, file, img_model, train).pipeline
-    ((losses, values),) = trained(pipeline, 1)
-    results = trained(pipeline, 2)
+    ((losses, values),) = trained_by_replicas(pipeline, 1, BATCH)
+    results = trained_by_replicas(pipeline, 2, BATCH)
     for own_losses, own_values in results:
         assert_close(own_values, values)
         for own, expected in zip(own_losses, losses, strict=True):
@@ -91,7 +56,7 @@ def test_replicas_without_common_batch_norm_stay_alike(groups, tmp_path):
     """All have the same weights and moving statistics, those of a head behind a bank of features as well."""
     img_model = f"trainable: HEAD {UNFROZEN} normalize_features: true"
     pipeline = picture_training(groups, tmp_path, SHARED, img_model).pipeline
-    (_, first), (_, second) = trained(pipeline, 2)
+    (_, first), (_, second) = trained_by_replicas(pipeline, 2, BATCH)
     assert_close(second, first)
     assert np.abs(first["image/img_dnn/bn_0/moving_mean"]).max() > 1e-3
 
@@ -100,5 +65,5 @@ def test_batch_norm_of_all_pictures_is_refused_where_it_sees_a_few_at_a_time(gro
     """With unequal numbers of pictures, workers would wait for each other for ever."""
     pipeline = picture_training(groups, tmp_path, OWN, "image_micro_batch: 2", SYNCHRONIZED).pipeline
     with pytest.raises(ConfigError, match=r"img_model\.image_micro_batch: 2 lets batch norm of the backbone see 2"):
-        trained(pipeline, 2)
+        trained_by_replicas(pipeline, 2, BATCH)
     MultimodalModel(pipeline.config, pipeline.schema)

@@ -2,10 +2,16 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import tensorflow as tf
 
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.input import Input
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.training.steps import TrainSteps
 
 
 class ThreadReplicas(Replicas):
@@ -51,3 +57,30 @@ def results_of_replicas(num, function):
         for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
             raise error
         return [call.result() for call in calls]
+
+
+def trained_by_replicas(pipeline, num, batch_size):
+    """For each of that many replicas, the losses of each step, and what the steps change, at the end."""
+    one_at_a_time = threading.Lock()  # Keras draws all initial weights from one seed
+
+    def train(replicas):
+        config = EasyRecConfig()
+        config.CopyFrom(pipeline.config)
+        config.data_config.batch_size = batch_size // num
+        with one_at_a_time:
+            model = MultimodalModel(config, pipeline.schema, replicas=replicas)
+            records, worker = BadRecords(None, 1.0), (replicas.number, num)
+            inputs = Input(
+                config.data_config, pipeline.schema, config.train_input_path, "train", records, True, worker=worker
+            )
+            spec = inputs.spec()
+            with mock.patch.object(tf, "function", lambda function, **_: function):  # threads compute eagerly
+                steps = TrainSteps(config, model, "float32", spec, replicas)
+            items = list(inputs.batches(banks_of=steps.banks))
+        losses = []
+        for item in items:
+            steps.enter_phase(item.step)
+            losses.append({name: value.numpy() for name, value in steps.run(item).items()})
+        return losses, {name: variable.numpy() for name, variable in steps.variables().items()}
+
+    return results_of_replicas(num, train)

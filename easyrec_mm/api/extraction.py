@@ -49,8 +49,14 @@ def extract(
     paths = {name: os.fspath(value) for name, value in settings.items() if isinstance(value, os.PathLike)}
 
     def run_on(path: str) -> list[Extracted]:
-        values = {**settings, **paths, "input": path, "text_column": names_of(text_column), "preprocessing": chosen}
-        extraction = with_layers(options_from(Extraction, values, "extract"), names_of(layers))
+        values = {
+            **settings,
+            **paths,
+            "input": path,
+            "text_column": names_of(text_column, "text_column"),
+            "preprocessing": chosen,
+        }
+        extraction = with_layers(options_from(Extraction, values, "extract"), names_of(layers, "layers"))
         return run([checked(extraction)], run_options, warn)
 
     if not is_frame(items):

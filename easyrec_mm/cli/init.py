@@ -20,7 +20,7 @@ _OPTIONAL = {"image_root": "", "preset": ""}
 # Flag -> the question by which it is asked for on a terminal.
 QUESTIONS = {
     "input": "file or folder of data from which the fields are inferred, if there is one",
-    "features": "features as NAME:KIND, separated by commas; KIND is id, number or tags, with the number of values",
+    "features": "features as NAME:KIND, with commas; KIND is id, number, tags or text, with the number of values",
     "image_field": "column of the path of the picture",
     "label_fields": "columns of the labels, separated by commas",
     "group_by": "column of the item",
@@ -59,7 +59,7 @@ def add_flags(parser: f.Parser) -> None:
 def _add_description_flags(parser: f.Parser) -> None:
     """Add the flags that describe data which is not at hand."""
     add = parser.add_argument
-    features = "features and what they are, id, number or tags, with the number of values"
+    features = "features and what they are, id, number, tags or text, with the number of values"
     add("--features", metavar="NAME:KIND,...", help=f"without --input: {features} (default {_FEATURES})")
     formats = ["GroupParquetInput", "GroupTFRecordInput", "CSVInput", "ParquetInput"]
     add("--input_type", choices=formats, help="without --input: format of the files (default GroupParquetInput)")

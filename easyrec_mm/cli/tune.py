@@ -26,7 +26,7 @@ def add_flags(parser: f.Parser) -> None:
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
     add = parser.add_argument
-    space = "YAML file of the settings and their values, or: pictures, the built-in space of the image tower"
+    space = "YAML file of the settings and their values, or a built-in space: pictures, of the image tower, or texts"
     add("--space", metavar="S", required=True, help=space)
     trials = "trainings in all, those of earlier starts and those that failed included (default 20)"
     add("--trials", metavar="N", type=f.positive, default=20, help=trials)
@@ -94,10 +94,12 @@ def _entries(space: str, pipeline: Pipeline) -> list[Entry]:
     """Return the entries of the space that --space names, and print those of the built-in one."""
     from easyrec_mm.tuning.pictures import PICTURES, picture_space
     from easyrec_mm.tuning.space import read_space
+    from easyrec_mm.tuning.texts import TEXTS, text_space
 
-    if space != PICTURES:
+    built_in = {PICTURES: picture_space, TEXTS: text_space}
+    if space not in built_in:
         return read_space(space, pipeline)
-    entries, left_out = picture_space(pipeline)
+    entries, left_out = built_in[space](pipeline)
     for entry in entries:
         say(f"searched: {entry.describe()}")
     for name, reason in left_out.items():

@@ -187,16 +187,12 @@ class _Loader:
 
     def _paths_of(self, item: Item) -> list[str]:
         """Return the paths of an item's pictures; "" for an item that should have one and names none."""
-        paths = self._paths(item.path) if self._schema.uses_image else []
+        paths = [path for path in self._paths(item.path) if path]
         return paths or ([] if self._has_text(item) else [""])
 
     def _has_text(self, item: Item) -> bool:
         """Return whether an item's text is enough to embed it, without a picture."""
-        text = self._schema.text
-        if text is None or (self._schema.uses_image and not self._schema.has_no_image_vector):
-            return False
-        texts = dict(zip(self._schema.image_fields(), item.fields, strict=True))
-        return any(texts[name].strip() for name in text.inputs)
+        return self._schema.is_text_enough(dict(zip(self._schema.image_fields(), item.fields, strict=True)))
 
     def _hashes(
         self,

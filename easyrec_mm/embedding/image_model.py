@@ -162,7 +162,9 @@ class ImageModel:
         return min(times)
 
     def paths(self, text: str) -> list[str]:
-        """Return the paths that an image field or a key contains."""
+        """Return the paths that an image field or a key contains; none if the model takes no pictures."""
+        if not self.manifest.schema.uses_image:
+            return []
         separator = self.manifest.schema.image_separator
         return [path for path in text.split(separator) if path] if separator else [text]
 
@@ -191,12 +193,16 @@ class PictureEmbedder:
 
     def paths(self, key: str) -> list[str]:
         """Return the paths of the pictures that a key names."""
-        return self._model.paths(key)
+        return self._model.paths(key) if key else []
+
+    def is_text_enough(self, values: Sequence[Any]) -> bool:
+        """Return whether an item with these values of `fields` has a vector without a picture."""
+        return self.schema.is_text_enough(dict(zip(self.fields, values, strict=True)))
 
     def embed(
         self, pictures: Sequence[Sequence[bytes]], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> list[np.ndarray | None]:
-        """Return the vector `[D]` of each item; None for an item without a valid picture.
+        """Return the vector `[D]` of each item; None for one without a valid picture, unless its text is enough.
 
         Args:
           pictures: the contents of the pictures of each item.
@@ -204,13 +210,20 @@ class PictureEmbedder:
         """
         vectors: list[np.ndarray | None] = [None] * len(pictures)
         item = [i for i, contents in enumerate(pictures) for _ in contents]
-        if not item:
-            return vectors
-        pixels, problems = self._pictures.decode([content for contents in pictures for content in contents], {})
-        good = [i for i in range(len(item)) if i not in problems]
-        if good:
-            rows, owner = np.unique([item[i] for i in good], return_inverse=True)
+        image = self.schema.image
+        pixels, good = np.zeros((0, image.height, image.width, image.channels), np.uint8), []
+        if item:
+            decoded, problems = self._pictures.decode([content for contents in pictures for content in contents], {})
+            good = [i for i in range(len(item)) if i not in problems]
+            pixels = decoded.numpy()[good]
+        with_text = [row for row in range(len(pictures)) if fields and self._is_text_enough(fields, row)]
+        rows = sorted({*(item[i] for i in good), *with_text})
+        if rows:
             values = {name: [fields[name][row] for row in rows] for name in self.fields} if fields else None
-            for row, vector in zip(rows, self._model.embed(pixels.numpy()[good], values, owner), strict=True):
+            owner = np.searchsorted(rows, [item[i] for i in good])
+            for row, vector in zip(rows, self._model.embed(pixels, values, owner), strict=True):
                 vectors[row] = vector
         return vectors
+
+    def _is_text_enough(self, fields: Mapping[str, Sequence[Any]], row: int) -> bool:
+        return self.is_text_enough([fields[name][row] for name in self.fields])

@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import ImageOps
 
 from easyrec_mm.config.evaluation import projector_fields
-from easyrec_mm.data.batch import InputBatch
+from easyrec_mm.data.batch import TEXT, InputBatch
 from easyrec_mm.data.packed_pictures import own_path
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -31,9 +31,10 @@ LARGE_SIDE, SMALL_SIDE = 96, 48
 
 @dataclass
 class Item:
-    """An item with a picture.
+    """An item with a picture, or with a text if the model takes no pictures.
 
-    path       of its first picture
+    path       of its first picture; "" without one
+    text       its text, in bytes; b"" if the model takes none
     fields     input field -> text of its first sample
     bank_rows  rows of its pictures in the prediction bank
     thumbnail  of its first picture, square
@@ -43,6 +44,7 @@ class Item:
     fields: dict[str, str]
     bank_rows: Array
     thumbnail: PIL.Image.Image
+    text: bytes = b""
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Collected:
     predictions  task -> mean prediction `[N]`
     vectors      float32 `[N, D]`
     scores       name of a model output -> its first values
+    part_weights part of an item -> its mean weight in the vectors; {} for a fusion without weights
     """
 
     items: list[Item]
@@ -63,6 +66,7 @@ class Collected:
     predictions: dict[str, Array]
     vectors: Array
     scores: dict[str, Array]
+    part_weights: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,7 +79,7 @@ class _Sums:
 
 
 class ShownItems:
-    """Collects the first items with pictures of each evaluation.
+    """Collects the first items with pictures of each evaluation; those with texts if the model takes no pictures.
 
     Args:
       config: its train_config says how many; see num_summary_pictures and num_projector_items.
@@ -85,13 +89,17 @@ class ShownItems:
       fields: input fields that the batches have to contain.
       collected: what was collected in the last evaluation that has ended; None before.
       tasks: the tasks whose labels and predictions have means.
+      has_pictures: whether items have pictures.
     """
 
     def __init__(self, config: EasyRecConfig, schema: Schema) -> None:
         settings = config.train_config
         self._num_large = settings.num_summary_pictures
-        self._limit = max(self._num_large, settings.num_projector_items) if schema.uses_image else 0
-        self.fields = projector_fields(config, schema) if self._limit and settings.num_projector_items else ()
+        self._limit = max(self._num_large, settings.num_projector_items) if schema.has_item_vector else 0
+        self.has_pictures = schema.uses_image
+        self._texts = schema.text.inputs if schema.text is not None and self._limit else ()
+        shown = projector_fields(config, schema) if self._limit and settings.num_projector_items else ()
+        self.fields = tuple(dict.fromkeys([*shown, *self._texts]))
         self.tasks: list[Task] = [task for task in schema.tasks if task.activation != "multiclass"]
         self.collected: Collected | None = None
         # Key of a picture -> thumbnail. A frozen tower needs the pixels of a picture in the first evaluation only.
@@ -131,26 +139,31 @@ class ShownItems:
         """End an evaluation of a model, which still has the evaluated weights."""
         num = len(self._items)
         samples = self._sums.samples[:num]
+        images, texts = self._image_vectors(model), tf.constant([item.text for item in self._items], tf.string)
+        vectors = images if model.parts.text is None else model.parts.of_items(images, texts)
+        weights = model.parts.part_weights(images, texts) if self._items else {}
         self.collected = Collected(
             items=self._items,
             num_samples=samples.astype(np.int64),
             labels={name: sums[:num] / samples for name, sums in self._sums.labels.items()},
             predictions={name: sums[:num] / samples for name, sums in self._sums.predictions.items()},
-            vectors=self._vectors(model),
+            vectors=np.zeros([0, model.item_width], np.float32) if vectors is None else vectors.numpy(),
             scores={name: np.concatenate([*values, []])[:MOST_NUMBERS] for name, values in self._scores.items()},
+            part_weights={part: float(weight) for part, weight in weights.items()},
         )
 
-    def _vectors(self, model: MultimodalModel) -> Array:
-        """Return the vectors of the items, from those of their pictures."""
+    def _image_vectors(self, model: MultimodalModel) -> tf.Tensor | None:
+        """Return the image vectors of the items, from those of their pictures; None without pictures."""
+        if model.image is None:
+            return None
         if not self._items:
-            return np.zeros([0, model.image_width], np.float32)
+            return tf.zeros([0, model.image_width])
         rows = tf.constant(np.concatenate([item.bank_rows for item in self._items]), tf.int32)
         counts = [len(item.bank_rows) for item in self._items]
         _, item_image = model.image_side()
         of_pictures = model.predictions.picture_vectors(rows)
         place = tf.constant(np.repeat(np.arange(len(counts)), counts), tf.int32)
-        vectors: Array = item_image.pooled(of_pictures, place, tf.constant(len(counts))).numpy()
-        return vectors
+        return item_image.pooled(of_pictures, place, tf.constant(len(counts)))
 
     def _places_of(self, item: InputBatch) -> Array:
         """Return the places of the images of a batch among the items, -1 for those that are not shown: `[U]`."""
@@ -159,9 +172,14 @@ class ShownItems:
         places = np.array([self._places.get(key, -1) for key in keys])
         if len(self._items) == self._limit:
             return places
-        link_image, has_picture = images.link_image.numpy(), images.has_picture.numpy()
+        link_image = images.link_image.numpy()
         starts, ends = (np.searchsorted(link_image, np.arange(len(keys)), side) for side in ("left", "right"))
-        for image in np.flatnonzero((places < 0) & has_picture & (ends > starts)).tolist():
+        if self.has_pictures:
+            is_shown = images.has_picture.numpy() & (ends > starts)
+        else:
+            texts = item.batch.contents[TEXT]
+            is_shown = texts.is_there.numpy()[texts.of_image.numpy()]
+        for image in np.flatnonzero((places < 0) & is_shown).tolist():
             if len(self._items) == self._limit:
                 break
             pictures = images.link_picture.numpy()[starts[image] : ends[image]]
@@ -170,23 +188,31 @@ class ShownItems:
         return places
 
     def _item(self, item: InputBatch, image: int, pictures: Array) -> Item:
-        batch, first = item.batch, int(pictures[0])
+        batch, first = item.batch, int(pictures[0]) if len(pictures) else None
         sample = int(np.argmax(batch.sample_image.numpy() == image))
         return Item(
-            path=_text(own_path(item.picture_path[first])),
+            path="" if first is None else _text(own_path(item.picture_path[first])),
             fields={name: _text(item.kept_fields[name][sample].numpy()) for name in self.fields},
             bank_rows=batch.images.bank_row.numpy()[pictures],
-            thumbnail=self._thumbnail(item, first),
+            thumbnail=self._grey() if first is None else self._thumbnail(item, first),
+            text=b" ".join(item.kept_fields[name][sample].numpy() for name in self._texts),
         )
 
     def _thumbnail(self, item: InputBatch, picture: int) -> PIL.Image.Image:
         """Return the thumbnail of a picture, of its pixels if the batch has them; grey if they were never loaded."""
         images = item.batch.images
         key, rows = int(images.picture_key.numpy()[picture]), np.flatnonzero(images.encoded.numpy() == picture)
-        side = LARGE_SIDE if len(self._items) < self._num_large else SMALL_SIDE
         if len(rows):
-            self._thumbnails[key] = square(item.batch.pixels.numpy()[rows[0]], side)
-        return self._thumbnails.get(key) or PIL.Image.new("RGB", (side, side), "grey")
+            self._thumbnails[key] = square(item.batch.pixels.numpy()[rows[0]], self._side)
+        return self._thumbnails.get(key) or self._grey()
+
+    def _grey(self) -> PIL.Image.Image:
+        return PIL.Image.new("RGB", (self._side, self._side), "grey")
+
+    @property
+    def _side(self) -> int:
+        """Return the side of the thumbnail of the next item."""
+        return LARGE_SIDE if len(self._items) < self._num_large else SMALL_SIDE
 
 
 def square(pixels: Array, side: int) -> PIL.Image.Image:

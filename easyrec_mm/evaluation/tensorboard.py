@@ -50,7 +50,9 @@ def show_evaluation(shown: ShownItems, config: TrainConfig, log: MetricsLog, fol
     if collected.items:
         num_vectors = max(1, MOST_NUMBERS // collected.vectors.shape[1])
         summaries.append(histogram("outputs/image_vector", collected.vectors[:num_vectors]))
-    if num := min(config.num_summary_pictures, len(collected.items)):
+    if collected.part_weights:
+        log.write_summaries("item_fusion", step, collected.part_weights)
+    if shown.has_pictures and (num := min(config.num_summary_pictures, len(collected.items))):
         summaries += [picture(f"pictures/{task.name}", grid(collected, task.name, num)) for task in shown.tasks]
     log.write_shown(step, summaries)
     if num := min(config.num_projector_items, len(collected.items)):

@@ -1,4 +1,4 @@
-"""What metrics lose without a part of the input: permutation importance of pictures and features.
+"""What metrics lose without a part of the input: permutation importance of pictures, texts of items and features.
 
 A part is replaced by that of other samples, so that it keeps its distribution but says nothing of its own sample
 (Breiman, "Random Forests", 2001, section 10; Fisher, Rudin & Dominici, "All Models are Wrong, but Many are Useful",
@@ -8,7 +8,7 @@ trained without the part would lose. Pictures are not encoded again. Legend: S s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,9 +19,11 @@ from easyrec_mm.evaluation.estimates import Difference, Estimate, difference, me
 from easyrec_mm.evaluation.plan import EvalPlan
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import Summary, summarize
+from easyrec_mm.explain.pictures import item_vectors
 from easyrec_mm.explain.rec_part import RecPart, feature_sets
 from easyrec_mm.explain.samples import Features, Samples, take
 from easyrec_mm.features.feature import Feature
+from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.schema import Schema
 
 Array = npt.NDArray[Any]
@@ -29,6 +31,7 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 MEAN_PICTURE, OTHER_PICTURE = "picture: the mean of all", "picture: that of another item"
+NO_TEXT, OTHER_TEXT = "item's text: none", "item's text: that of another item"
 # What all parts and permutations may cost: predictions, and numbers of which metrics and their replicates are made.
 # They take about five and ten seconds of a processor.
 _MAX_PREDICTIONS = 1_000_000
@@ -42,12 +45,12 @@ class Change:
     """The metrics with a part of the input replaced, minus those with the input as it is.
 
     name         what is replaced
-    kind         whether it is the picture or a feature
+    kind         whether it is the picture, the item's text or a feature
     differences  name of a metric -> its difference, with an interval
     """
 
     name: str
-    kind: Literal["picture", "feature"]
+    kind: Literal["picture", "text", "feature"]
     differences: Mapping[str, Difference]
 
 
@@ -77,15 +80,26 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The vectors of items `[I, D]`, and which of the items have a picture, bool `[I]`."""
+    """The contents of items.
+
+    vectors      float32 [I, D], as the rec network takes them
+    has_picture  bool [I]
+    images       float32 [I, D], before they are fused with the vectors of texts; None without texts
+    texts        [I]; () without texts
+    has_text     bool [I]; None without texts
+    """
 
     vectors: Floats
     has_picture: Bools
+    images: Floats | None = None
+    texts: Sequence[str] = ()
+    has_text: Bools | None = None
 
 
 def most_samples(plan: EvalPlan, schema: Schema) -> int:
     """Return the number of samples with which each part of the input can be replaced once at a reasonable cost."""
-    num_parts = len(feature_sets(schema)) + 3  # the input as it is, and two changes of pictures
+    # The input as it is, two changes of pictures, and two of texts.
+    num_parts = len(feature_sets(schema)) + 3 + 2 * (schema.text is not None)
     return max(_LEAST_SAMPLES, _affordable(plan) // num_parts)
 
 
@@ -100,7 +114,7 @@ def ablate(rec: RecPart, samples: Samples, pictures: Pictures | None, plan: Eval
     Args:
       rec: the rec network.
       samples: the samples.
-      pictures: the pictures of their items; None for a model without pictures.
+      pictures: the contents of their items; None for a model without pictures and texts.
       plan: the metrics, and the replicates of the intervals, see explained_plan.
       seed: seed of the permutations.
     """
@@ -110,9 +124,9 @@ def ablate(rec: RecPart, samples: Samples, pictures: Pictures | None, plan: Eval
     level = plan.bootstrap.level
     changes: list[Change] = []
     if pictures is not None:
-        for name, changed in _changed_pictures(samples, pictures, seed).items():
+        for kind, name, changed in _changed_items(rec.model, samples, pictures, seed):
             summary = measure(samples.features, changed)
-            changes.append(Change(name, "picture", _differences([summary], unchanged, level)))
+            changes.append(Change(name, kind, _differences([summary], unchanged, level)))
     sets = feature_sets(rec.model.schema)
     by_name = {feature.name: feature for feature in rec.model.schema.features}
     num_repeats = min(_MAX_REPEATS, max(1, _affordable(plan) // max(1, len(sets) * len(samples))))
@@ -153,18 +167,25 @@ def mean_vector(vectors: Floats, item: npt.NDArray[np.int64], is_among: Bools) -
     return total.astype(np.float32)
 
 
-def _changed_pictures(samples: Samples, pictures: Pictures, seed: int) -> dict[str, Floats]:
-    """Return name of a change -> the vectors of items after it; items without a picture keep theirs."""
-    is_among = np.zeros(len(pictures.vectors), bool)
-    is_among[samples.item] = True
-    is_among &= pictures.has_picture
-    if is_among.sum() < 2:
-        return {}
-    mean = mean_vector(pictures.vectors, samples.item, is_among)
-    return {
-        MEAN_PICTURE: np.where(is_among[:, None], mean, pictures.vectors),
-        OTHER_PICTURE: pictures.vectors[another_item(is_among, seed)],
-    }
+def _changed_items(
+    model: MultimodalModel, samples: Samples, items: Pictures, seed: int
+) -> Iterator[tuple[Literal["picture", "text"], str, Floats]]:
+    """Yield what is changed, its name, and the vectors of items after it; items without that part keep theirs."""
+    is_used = np.zeros(len(items.vectors), bool)
+    is_used[samples.item] = True
+    is_among = is_used & items.has_picture
+    images = items.vectors if items.images is None else items.images
+    if is_among.sum() >= 2:
+        mean = np.where(is_among[:, None], mean_vector(images, samples.item, is_among), images)
+        yield "picture", MEAN_PICTURE, item_vectors(model, mean, items.texts)
+        yield "picture", OTHER_PICTURE, item_vectors(model, images[another_item(is_among, seed)], items.texts)
+    has_text = is_used & items.has_text if items.has_text is not None else np.zeros(0, bool)
+    if has_text.any():
+        without = ["" if is_changed else text for text, is_changed in zip(items.texts, has_text, strict=True)]
+        yield "text", NO_TEXT, item_vectors(model, images, without)
+    if has_text.sum() >= 2:
+        others = [items.texts[i] for i in another_item(has_text, seed).tolist()]
+        yield "text", OTHER_TEXT, item_vectors(model, images, others)
 
 
 def _permuted(features: Features, members: list[Feature], order: npt.NDArray[np.int64]) -> Features:

@@ -19,11 +19,12 @@ from easyrec_mm.explain.path import Baseline, VectorPath, ends_of, logits_at
 from easyrec_mm.explain.rec_part import feature_sets
 from easyrec_mm.explain.samples import Features, take
 from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.schema import Schema
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-PICTURE = "picture"
+PICTURE, TEXT, PICTURE_AND_TEXT = "picture", "item's text", "picture and item's text"
 # The error that is looked for: a share of the difference of the logits, or that much of a logit if it is larger.
 MAX_ERROR_SHARE, MAX_ERROR = 0.01, 0.001
 FIRST_STEPS, MAX_STEPS = 16, 1024
@@ -34,7 +35,7 @@ _ROWS_AT_A_TIME = 4096
 class Attributions:
     """What each part of the input adds to the logit of samples.
 
-    names      name of a feature, or of features that belong together; PICTURE for the picture
+    names      name of a feature, or of features that belong together; see `item_part` for that of the item
     values     float64 [N, parts]
     logits     float64 [N], of the samples
     baselines  float64 [N], at the baseline
@@ -84,7 +85,7 @@ def attribute(
     Args:
       model: the model.
       features: the features of N samples.
-      image: the path of the vectors of their pictures; None for a model without pictures.
+      image: the path of the vectors of their items; None for a model without pictures and texts.
       baseline: where the path of the features begins.
       logit: the logit, for each sample.
       max_steps: steps after which the error is accepted as it is.
@@ -105,6 +106,13 @@ def attribute(
     return Attributions(path.names, values, logits, baselines, steps)
 
 
+def item_part(schema: Schema) -> str:
+    """Return the name of the part that the vector of an item is: of its picture, its text or both, which are fused."""
+    if schema.text is None:
+        return PICTURE
+    return PICTURE_AND_TEXT if schema.uses_image else TEXT
+
+
 class _Path:
     """The path of samples; arguments as for `attribute`."""
 
@@ -114,7 +122,7 @@ class _Path:
         self._model, self._features, self._image = model, features, image
         self._baseline, self._logit = baseline, logit
         sets = feature_sets(model.schema)
-        self.names = (*sets, *([PICTURE] if image is not None else []))
+        self.names = (*sets, *([item_part(model.schema)] if image is not None else []))
         self._part = {member: part for part, members in enumerate(sets.values()) for member in members}
 
     def logits(self, rows: Ints, place: float) -> Floats:

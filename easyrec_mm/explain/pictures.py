@@ -1,4 +1,4 @@
-"""The pictures of items: loaded once, encoded by the image towers of one or several models, and made small.
+"""The contents of items: pictures, loaded once, encoded by the towers of one or several models, and made small; texts.
 
 Legend: I items, P distinct pictures, L pairs of an item and one of its pictures, D width of an image vector.
 """
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import PIL.Image
 import tensorflow as tf
 
+from easyrec_mm.data.batch import has_text
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.explain.samples import Item
 from easyrec_mm.network.model import MultimodalModel
@@ -27,27 +28,37 @@ Pixels = npt.NDArray[np.uint8]
 # Side of the small picture of an item, in pixels.
 TILE = 48
 _PICTURES_AT_A_TIME = 64
+_TEXTS_AT_A_TIME = 512
 _GREY = 128
 
 
 @dataclass(frozen=True)
 class ItemPictures:
-    """What was made of the pictures of items.
+    """What was made of the pictures and texts of items.
 
-    vectors       for each model: float32 [I, D], as its rec network takes them
+    vectors       for each model: float32 [I, D], as its rec network takes them: of the picture, the text or both
+    images        float32 [I, D] of the first model: the vectors before they are fused with those of texts
     has_picture   bool [I], whether a picture of the item could be loaded
+    has_text      bool [I], whether the item has a text that is not empty
     tiles         uint8 [I, TILE, TILE, 3], the first picture that could be loaded; grey without one
-    content       hash of the contents of the item's pictures, equal for equal files; b"" without a picture
+    content       hash of the contents of the item's pictures and of its text, equal for equal ones; b"" without any
     problems      path of each picture that could not be loaded -> why
     num_pictures  P
     """
 
     vectors: tuple[Floats, ...]
+    images: Floats
     has_picture: npt.NDArray[np.bool_]
+    has_text: npt.NDArray[np.bool_]
     tiles: Pixels
     content: tuple[bytes, ...]
     problems: dict[bytes, str]
     num_pictures: int
+
+    @property
+    def has_content(self) -> npt.NDArray[np.bool_]:
+        """Return whether an item has a picture or a text, bool `[I]`."""
+        return self.has_picture | self.has_text
 
 
 class _Distinct:
@@ -66,11 +77,11 @@ class _Distinct:
 
 
 def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader: PictureLoader) -> ItemPictures:
-    """Load each distinct picture of the items once, and encode it by the image tower of each model.
+    """Load each distinct picture of the items once, and encode it and the texts by the towers of each model.
 
     Args:
       items: the items.
-      models: models of one config, which has pictures.
+      models: models of one config, which has pictures or texts.
       loader: loads their pictures.
 
     Raises:
@@ -79,7 +90,7 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
     schema = models[0].schema
     distinct = _Distinct(items)
     num_pictures = len(distinct.paths)
-    encode = _encoder(models)
+    encode = _encoder(models) if schema.uses_image else None
     vectors = [np.zeros((num_pictures, model.image_width), np.float32) for model in models]
     tiles = np.full((num_pictures, TILE, TILE, 3), _GREY, np.uint8)
     hashes: list[bytes] = []
@@ -90,7 +101,8 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
         pictures = loader.decode(contents, unread)
         hashes += [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
         problems |= {start + row: problem for row, problem in pictures.problems.items()}
-        for of_model, made in zip(vectors, encode(pictures.pixels, distinct.category[start:end]), strict=True):
+        encoded = encode(pictures.pixels, distinct.category[start:end]) if encode else []
+        for of_model, made in zip(vectors, encoded, strict=True):
             of_model[start:end] = made.numpy()
         for row, pixels in enumerate(pictures.pixels.numpy(), start):
             tiles[row] = tile(pixels)
@@ -98,17 +110,38 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
     is_good[list(problems)] = False
     is_kept, has_picture = _kept_links(distinct, is_good, len(items), schema)
     first = _first_of_items(distinct, is_good, len(items))
+    texts = [item.text for item in items]
+    images = [
+        _of_items(model, of_model, distinct, is_kept, has_picture)
+        for model, of_model in zip(models, vectors, strict=True)
+    ]
     return ItemPictures(
-        vectors=tuple(
-            _of_items(model, of_model, distinct, is_kept, has_picture)
-            for model, of_model in zip(models, vectors, strict=True)
-        ),
+        vectors=tuple(item_vectors(model, of_model, texts) for model, of_model in zip(models, images, strict=True)),
+        images=images[0],
         has_picture=has_picture,
-        tiles=np.where((first >= 0)[:, None, None, None], tiles[first], np.uint8(_GREY)) if num_pictures else tiles,
-        content=_contents(distinct, is_good, hashes, len(items)),
+        has_text=has_text(tf.constant(texts, tf.string)).numpy(),
+        tiles=np.where((first >= 0)[:, None, None, None], tiles[first], np.uint8(_GREY))
+        if num_pictures
+        else np.full((len(items), TILE, TILE, 3), _GREY, np.uint8),
+        content=_contents(distinct, is_good, hashes, texts),
         problems={distinct.paths[picture]: problem for picture, problem in problems.items()},
         num_pictures=num_pictures,
     )
+
+
+def item_vectors(model: MultimodalModel, images: Floats, texts: Sequence[str]) -> Floats:
+    """Return the vectors of items as the rec network takes them, float32 `[I, W]`, of image vectors `[I, D]` and texts.
+
+    Of image vectors alone, they are these.
+    """
+    if model.parts.text is None:
+        return images
+    parts = [np.zeros((0, model.item_width), np.float32)]
+    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+        end = start + _TEXTS_AT_A_TIME
+        of_part = tf.constant(images[start:end]) if model.image is not None else None
+        parts.append(model.parts.of_items(of_part, tf.constant(texts[start:end], tf.string)).numpy())
+    return np.concatenate(parts)
 
 
 def tile(pixels: Pixels) -> Pixels:
@@ -157,7 +190,9 @@ def _of_items(
     is_kept: npt.NDArray[np.bool_],
     has_picture: npt.NDArray[np.bool_],
 ) -> Floats:
-    """Return the vectors of items `[I, D]`, given those of pictures `[P, D]`."""
+    """Return the image vectors of items `[I, D]`, given those of pictures `[P, D]`."""
+    if model.image is None:
+        return np.zeros((len(has_picture), 0), np.float32)
     _, item = model.image_side()
     of_links = tf.gather(vectors, distinct.link_picture[is_kept])
     pooled = item.pooled(of_links, tf.constant(distinct.link_item[is_kept]), len(has_picture))
@@ -175,9 +210,9 @@ def _first_of_items(distinct: _Distinct, is_good: npt.NDArray[np.bool_], num_ite
 
 
 def _contents(
-    distinct: _Distinct, is_good: npt.NDArray[np.bool_], hashes: list[bytes], num_items: int
+    distinct: _Distinct, is_good: npt.NDArray[np.bool_], hashes: list[bytes], texts: Sequence[str]
 ) -> tuple[bytes, ...]:
-    contents = [b""] * num_items
+    contents = [hashlib.blake2b(text.encode(), digest_size=16).digest() if text else b"" for text in texts]
     for item, picture in zip(distinct.link_item.tolist(), distinct.link_picture.tolist(), strict=True):
         if is_good[picture]:
             contents[item] += hashes[picture]

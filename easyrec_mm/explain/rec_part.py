@@ -35,8 +35,8 @@ class RecPart:
     def __init__(self, model: MultimodalModel, spec: Batch) -> None:
         self.model = model
         signature: list[Any] = [spec.features]
-        if model.image_width:
-            signature += [tf.TensorSpec([None, model.image_width]), tf.TensorSpec([None], tf.int64)]
+        if model.item_width:
+            signature += [tf.TensorSpec([None, model.item_width]), tf.TensorSpec([None], tf.int64)]
         self._predict = tf.function(self._outputs, input_signature=signature, autograph=False)
 
     def outputs(self, features: Features, vectors: Array | None, item: Ints) -> dict[str, Array]:
@@ -44,7 +44,7 @@ class RecPart:
 
         Args:
           features: values of S samples.
-          vectors: float32 `[I, D]`; None for a model without pictures.
+          vectors: float32 `[I, D]`; None for a model without pictures and texts.
           item: int64 `[S]`: sample -> row of `vectors`.
         """
         parts: list[dict[str, Array]] = []

@@ -54,7 +54,13 @@ class Saliency:
 
 
 def saliency(
-    model: MultimodalModel, features: Features, pixels: Pixels, category: int, task: str, class_index: int = 0
+    model: MultimodalModel,
+    features: Features,
+    pixels: Pixels,
+    category: int,
+    task: str,
+    class_index: int = 0,
+    text: str = "",
 ) -> Saliency:
     """Compute the saliency of pictures for one sample.
 
@@ -65,6 +71,7 @@ def saliency(
       category: the id that the image tower takes in addition.
       task: name of the task.
       class_index: the class whose logit it is; 0 for a task without classes.
+      text: the text of the item, if the model takes one.
     """
     tower, item = model.image_side()
     method = _method(tower)
@@ -77,6 +84,8 @@ def saliency(
         vectors = tower.vectors(tower.pooled(mapped, x))
         pooled = item.pooled(vectors, tf.zeros([len(pixels)], tf.int32), 1) if len(pixels) > 1 else vectors
         vector = item(pooled, tf.constant([True]), training=False)
+        if model.schema.text is not None:
+            vector = model.parts.of_items(vector, tf.constant([text]))
         logits, _ = model.rec(features, vector, training=False)
         logit = logits[task][0, class_index]
     explained = x if method == "gradient of pixels" else _finest_enough(noted)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from easyrec_mm.data.batch import IMAGE, Batch, InputBatch
+from easyrec_mm.data.batch import IMAGE, TEXT, Batch, InputBatch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.vector_bank import NO_BANKS, Plan, VectorBank
 from easyrec_mm.evaluation.evaluator import as_arrays
@@ -45,16 +45,23 @@ class Limits:
 class Item:
     """An image of the data: its key, the paths of its pictures for PictureLoader, and values of its first sample.
 
-    key       equal only for the same content of the image field and category
+    key       equal only for the same content of the image field and category, and the same text
     paths     one path, several, or none
     category  id that the image tower takes in addition to the picture; 0 if it takes none
     field     value of the field by which items are told apart on pages; "" without one
+    text      its text, if the model takes one
     """
 
     key: int
     paths: tuple[bytes, ...]
     category: int
     field: str
+    text: str = ""
+
+    @property
+    def size(self) -> int:
+        """Return how much of the limit of pictures it takes; an item with a text alone takes as much as a picture."""
+        return max(len(self.paths), bool(self.text))
 
 
 @dataclass(frozen=True)
@@ -193,25 +200,26 @@ class _Items:
         texts = [""] * len(keys)
         if self._shown_field:
             texts = [as_text(value) for value in tf.gather(item.kept_fields[self._shown_field], first).numpy()]
-        for key, pictures, text in zip(keys, paths, texts, strict=True):
+        contents = _texts_of_images(item.batch)
+        for key, pictures, text, content in zip(keys, paths, texts, contents, strict=True):
             number = int(category[pictures[0]]) if pictures else 0
-            yield Item(key, tuple(item.picture_path[picture] for picture in pictures), number, text)
+            yield Item(key, tuple(item.picture_path[picture] for picture in pictures), number, text, content)
 
     def add(self, items: list[Item]) -> None:
         """Count the items of a batch, and keep those with the smallest hashes."""
         for item in items:
             self._keys.add(item.key)
-            if item.paths:
+            if item.size:
                 self._items.setdefault(item.key, item)
         if len(self._items) > 2 * self._num_pictures:
             self._items = {item.key: item for item in self.kept()}
 
     def kept(self) -> list[Item]:
-        """Return the chosen items by ascending hash; each has a picture."""
+        """Return the chosen items by ascending hash; each has a picture or a text."""
         items = list(self._items.values())
         hashes = _hashes(np.array([item.key for item in items], np.int64).view(np.uint64))
         order = np.argsort(hashes, kind="stable")
-        num_pictures = np.cumsum([len(items[i].paths) for i in order])
+        num_pictures = np.cumsum([items[i].size for i in order])
         return [items[i] for i in order[num_pictures <= self._num_pictures]]
 
     @property
@@ -349,10 +357,19 @@ class _Chosen(_Pieces):
         keys = _concatenated([piece.item_key for piece in self._pieces])
         added = np.zeros(len(order), np.int64)
         if len(keys):
-            by_key = {key: len(item.paths) for piece in self._pieces for key, item in piece.items.items()}
+            by_key = {key: item.size for piece in self._pieces for key, item in piece.items.items()}
             distinct, first = np.unique(keys[order], return_index=True)
             added[first] = [by_key[key] for key in distinct.tolist()]
         return added
+
+
+def _texts_of_images(batch: Batch) -> list[str]:
+    """Return the text of each image of a batch, which encodes all of its texts: `[U]`."""
+    if TEXT not in batch.contents:
+        return [""] * batch.num_images
+    texts = batch.contents[TEXT]
+    of_images = tf.gather(tf.gather(texts.values, tf.argsort(texts.encoded)), texts.of_image)
+    return [as_text(text) for text in of_images.numpy()]
 
 
 def as_text(value: bytes | float) -> str:

@@ -27,8 +27,9 @@ def untrained_model(config: EasyRecConfig, schema: Schema) -> tuple[MultimodalMo
         raise NoUntrainedModelError(
             f"the untrained model would need another {num_bytes / 2**30:.1f} GiB of memory for its tables"
         )
-    img_model = config.model_config.e2e_mm_dbmtl.img_model
-    origin = f"the pretrained weights of '{img_model.preset}'" if img_model.preset else "random weights, by the seed"
+    network = config.model_config.e2e_mm_dbmtl
+    presets = [f"'{preset}'" for preset in (network.img_model.preset, network.text_model.preset) if preset]
+    origin = f"the pretrained weights of {' and '.join(presets)}" if presets else "random weights, by the seed"
     try:
         model = MultimodalModel(config, schema)
         if config.train_config.fine_tune_checkpoint:

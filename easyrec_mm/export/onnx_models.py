@@ -25,6 +25,7 @@ from easyrec_mm.export.parts import image_vectors
 from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE, TEXT_TOKENS
+from easyrec_mm.network.item import TEXT_PREFIX
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.rec import task_outputs
 
@@ -214,7 +215,8 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Path) -> None:
     """Replace the inputs `rows:*` by lookups of ids in tables; the ids become inputs."""
-    tables = model.tables()
+    # Not those of the item's text, whose vectors are computed before.
+    tables = {name: table for name, table in model.tables().items() if not name.startswith(TEXT_PREFIX)}
     inputs = {value.name: value for value in graph.input}
     nodes: list[onnx.NodeProto] = []
     with path.open("wb") as file:

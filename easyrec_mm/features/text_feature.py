@@ -10,7 +10,7 @@ from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.reading import FeatureSettings
 
-_MOST_FIELDS = 16
+MOST_FIELDS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +19,17 @@ class TextFeature(Feature):
 
     @classmethod
     def of_config(cls, settings: FeatureSettings) -> TextFeature:
-        settings.require_inputs(1, _MOST_FIELDS)
+        settings.require_inputs(1, MOST_FIELDS)
         for name in settings.inputs:
             settings.require_string(name, "a text")
         return cls(name=settings.name, inputs=settings.inputs, width=0, is_joined=False)
 
     def patterns(self) -> list[tuple[str, str]]:
         return []
+
+    def joined(self, fields: Mapping[str, str]) -> str:
+        """Return the text of an item with these values of fields."""
+        return " ".join(fields[name] for name in self.inputs)
 
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
         texts = [fields[name] for name in self.inputs]

@@ -17,6 +17,7 @@ from easyrec_mm.formats.columns import MAX_WHOLE
 from easyrec_mm.grouping.column_stats import ColumnStats, LogStats
 from easyrec_mm.grouping.constancy import ConstantColumns
 from easyrec_mm.grouping.feature_plans import MAX_VOCABULARY, missing_default, missing_share, plan_feature
+from easyrec_mm.grouping.item_texts import is_item_text, mean_words
 from easyrec_mm.grouping.leaks import LeakFinder
 from easyrec_mm.grouping.options import GroupOptions
 from easyrec_mm.grouping.plans import FeaturePlan, FieldPlan, Inference, LabelPlan
@@ -67,7 +68,8 @@ def infer(
         result.fields.append(plan)
         if not is_label and name != options.image_field and name not in left_out:
             values = sample[name].drop_null().combine_chunks() if sample is not None else pa.nulls(0, pa.string())
-            _plan_column(plan, column, values, options, leaks, result)
+            num_items = stats.columns[options.group_by].num_distinct if options.group_by in stats.columns else 0
+            _plan_column(plan, column, values, options, leaks, result, num_items)
         result.notes += _notes(name, column, options, result)
         if name in rounded and (name in (options.group_by, options.user_field) or _is_id_feature(name, result)):
             result.notes.append(
@@ -153,6 +155,7 @@ def _plan_column(
     options: GroupOptions,
     leaks: LeakFinder,
     result: Inference,
+    num_items: int,
 ) -> None:
     """Add the feature of a column to the result, or the reason why it has none."""
     name = plan.name
@@ -165,6 +168,12 @@ def _plan_column(
     if not why_not and column.kind == "string" and not has_role:
         texts = read_texts(values, MAX_VOCABULARY)
         why_not = texts.left_out
+    is_text = (
+        not (why_not or is_id or texts.settings)
+        and column.kind == "string"
+        and plan.per_group
+        and is_item_text(name, column, values, num_items, len(result.texts))
+    )
     if not (why_not or is_wanted or has_role):
         why_not = _why_misleading(plan, column, values, texts, leaks, is_id)
     if why_not:
@@ -172,6 +181,13 @@ def _plan_column(
         parts = ", ".join(feature.name for feature in features)
         result.left_out[name] = f"{why_not}; features of it: {parts}" if parts else why_not
         result.features += features
+        return
+    if is_text:
+        result.texts.append(name)
+        result.notes.append(
+            f"column '{name}' is read as text of the item (TextFeature): {column.num_distinct:,} distinct texts of "
+            f"{mean_words(values):.1f} words on average"
+        )
         return
     result.features.append(plan_feature(plan, column, values, texts, is_id))
 

@@ -10,7 +10,7 @@ from typing import Any
 from easyrec_mm.config.feature_groups import wide_name
 from easyrec_mm.features.field import Kind
 from easyrec_mm.formats.rtp import selected_columns, written_layout
-from easyrec_mm.grouping import sections
+from easyrec_mm.grouping import sections, text_lines
 from easyrec_mm.grouping.config_text import block, comment, quoted, setting
 from easyrec_mm.grouping.options import GroupOptions
 from easyrec_mm.grouping.plans import FeaturePlan, FieldPlan, Inference, LabelPlan
@@ -184,6 +184,7 @@ def _features(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
         column, kind = quoted(feature.column or feature.name), feature.feature_type
         line = f"features {{ input_names: {column} feature_type: {kind}{settings} }}"
         lines += [line] if len(line) <= 118 else _long_feature(feature)
+    lines += text_lines.feature(inference.texts)
     width, height = _image_size(options)
     shape = f"img_shape {{ width: {width} height: {height} }}"
     lines.append(f"features {{ input_names: {quoted(options.image_field)} feature_type: ImgFeature {shape} }}")
@@ -222,6 +223,7 @@ def _model(options: GroupOptions, inference: Inference, grouped: Grouped) -> lis
         'model_class: "E2E_MM_DBMTL"',
         f'feature_groups {{ group_name: "img" feature_names: {quoted(options.image_field)} }}',
     ]
+    lines += text_lines.feature_group(inference.texts)
     if grouped.size_field:
         lines.append(f'feature_groups {{ group_name: "sample_num" feature_names: {quoted(grouped.size_field)} }}')
     lines += block("feature_groups", ['group_name: "all"', *(f"feature_names: {quoted(name)}" for name in names)])
@@ -249,7 +251,7 @@ def _wide(inference: Inference) -> list[FeaturePlan]:
 
 def _network(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
     units = (256, 128) if grouped.num_rows >= 1_000_000 else (128, 64)
-    lines = _image_tower(options, grouped)
+    lines = _image_tower(options, grouped) + text_lines.tower(inference.texts)
     lines += comment([_NO_BATCH_NORM])
     lines.append("use_feature_bn: false")
     lines += comment([_PRODUCTS])

@@ -52,6 +52,7 @@ class LabelPlan:
 class Inference:
     """The inferred columns.
 
+    texts           columns that together are the text of an item
     left_out        column -> the reason for not using it
     notes           what a person should look at
     has_user_ids    whether the column of the user tells users apart
@@ -61,6 +62,7 @@ class Inference:
     labels: list[LabelPlan]
     are_labels_guessed: bool
     features: list[FeaturePlan] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     has_user_ids: bool = False

@@ -23,7 +23,7 @@ from easyrec_mm.grouping.pipeline_template import FLAT_INPUT_TYPES, Grouped, tem
 from easyrec_mm.grouping.plans import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.grouping.trainable import require_trainable
 
-FEATURE_KINDS = ("id", "number", "tags")
+FEATURE_KINDS = ("id", "number", "tags", "text")
 # Usual names of the columns of items and users.
 _ITEM = re.compile(r"(item|goods|product|video|ad|article|sku|photo)_?(id|no|code)?", re.IGNORECASE)
 _USER = re.compile(r"u(ser)?_?id|user", re.IGNORECASE)
@@ -157,11 +157,14 @@ def _inferred(options: StarterOptions, columns: GroupOptions, rows: FirstRows) -
 def _described(options: StarterOptions) -> tuple[Inference, Grouped]:
     fields = [FieldPlan(label, "int64") for label in options.label_fields]
     fields.append(FieldPlan(options.image_field, "string"))
-    features = []
+    features, texts = [], []
     for description in options.features:
         field, feature = _feature(description)
         fields.append(field)
-        features.append(feature)
+        if feature is None:
+            texts.append(field.name)
+        else:
+            features.append(feature)
     labels = [LabelPlan(name, is_binary=True) for name in options.label_fields]
     names = [field.name for field in fields]
     for name in names:
@@ -181,22 +184,24 @@ def _described(options: StarterOptions) -> tuple[Inference, Grouped]:
         num_groups=max(1, options.num_rows // (1 if is_flat else options.group_size)),
         num_rows=options.num_rows,
     )
-    return Inference(fields, labels, False, features, has_user_ids=bool(options.user_field)), grouped
+    return Inference(fields, labels, False, features, texts, has_user_ids=bool(options.user_field)), grouped
 
 
-def _feature(description: str) -> tuple[FieldPlan, FeaturePlan]:
-    """Return the field and the feature of a description, such as city:id:300."""
+def _feature(description: str) -> tuple[FieldPlan, FeaturePlan | None]:
+    """Return the field and the feature of a description, such as city:id:300; None for a part of the item's text."""
     name, _, kind = description.partition(":")
     kind, _, values = kind.partition(":")
     if (
         not name
         or kind not in FEATURE_KINDS
-        or (values and not (values.isdecimal() and int(values) and kind != "number"))
+        or (values and not (values.isdecimal() and int(values) and kind in ("id", "tags")))
     ):
         raise UserError(
             f"--features {description}: write NAME:KIND with a kind of {', '.join(FEATURE_KINDS)}, and for ids and "
             "tags the number of different values, as in city:id:300"
         )
+    if kind == "text":
+        return FieldPlan(name, "string", per_group=True), None
     rows, table_size = table_rows(int(values or _NUM_VALUES))
     table = {"hash_bucket_size": rows, "embedding_dim": 16 if kind == "id" else 8}
     about = f"{table_size}; give about twice as many as there are values"

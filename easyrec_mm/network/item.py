@@ -35,8 +35,10 @@ from easyrec_mm.weights.catalog import preset_location
 
 # The parts of an item, in the order in which they are fused.
 _PARTS = (IMAGE, TEXT_KIND)
-# Prefix of the names of the text tower's variables.
-_TEXT = "image/text/"
+# Prefixes of the names of variables: of the text tower, and of the fusion.
+TEXT_PREFIX, FUSION_PREFIX = "image/text/", "image/fusion/"
+# Name of the table of words.
+WORDS_TABLE = f"{TEXT_PREFIX}tower/words/table"
 
 
 def text_tower(settings: TextModel, dtype: str) -> TextTower:
@@ -160,11 +162,16 @@ class ItemParts:
         vectors = self.text.vectors(self.text.features(tokens))
         return self._fused(images, self.no_text(vectors, self.text.has_words(tokens)))
 
-    def part_weights(self, images: tf.Tensor, texts: TextsOfImages) -> dict[str, tf.Tensor]:
-        """Return the mean weight of picture and text in a batch's item vectors; {} for a fusion without weights."""
-        if self.fusion is None or self.no_text is None:
+    def part_weights(self, images: tf.Tensor | None, texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return the mean weight of picture and text in the vectors of items; {} for a fusion without weights.
+
+        Args:
+          images: image vectors `[K, D]`; None without pictures.
+          texts: texts, string `[K]`.
+        """
+        if self.fusion is None or self.text is None or self.no_text is None:
             return {}
-        return self.fusion.weights_of([images, self.no_text(texts.vectors, texts.is_there)])
+        return self.fusion.weights_of([images, self.no_text(self.text(texts), has_text(texts))])
 
     def bank(self) -> VectorBank | None:
         """Return a new bank of what the frozen part of the text tower computes; None if its encoder is trained."""
@@ -179,8 +186,8 @@ class ItemParts:
         """Return id of each variable -> its name."""
         names: dict[int, str] = {}
         if self.text is not None and self.no_text is not None:
-            names |= {key: f"{_TEXT}tower/{name}" for key, name in self.text.variable_names().items()}
-            names |= {id(v): f"{_TEXT}{v.path}" for v in self.no_text.variables}
+            names |= {key: f"{TEXT_PREFIX}tower/{name}" for key, name in self.text.variable_names().items()}
+            names |= {id(v): f"{TEXT_PREFIX}{v.path}" for v in self.no_text.variables}
         if self.fusion is not None:
             names |= {id(v): f"image/{v.path}" for v in self.fusion.variables}
         return names
@@ -201,11 +208,11 @@ class ItemParts:
 
     def is_frozen(self, name: str, variable: keras.Variable) -> bool:
         """Return whether a variable, of this name, is excluded by text_model.trainable or by low-rank updates."""
-        if self.text is None or not name.startswith(f"{_TEXT}tower/"):
+        if self.text is None or not name.startswith(f"{TEXT_PREFIX}tower/"):
             return False
         if self.trainable == "NONE":
             return True
-        in_encoder = name.startswith(f"{_TEXT}tower/{self.text.encoder.name}/")
+        in_encoder = name.startswith(f"{TEXT_PREFIX}tower/{self.text.encoder.name}/")
         return in_encoder and id(variable) not in self.text.trained_in_encoder(self._num_trained_stages)
 
     @property
@@ -218,6 +225,11 @@ class ItemParts:
         """Return a value of text_model.trainable."""
         name: str = TextModel.Trainable.Name(self._settings.trainable)
         return name
+
+    @property
+    def learning_rate_multiplier(self) -> float:
+        """Return the factor of the learning rate of the text tower."""
+        return float(self._settings.learning_rate_multiplier)
 
     @property
     def _num_trained_stages(self) -> int | None:

@@ -23,7 +23,7 @@ from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.table_rows import tables_of
 from easyrec_mm.network.image import ImageLosses, TextsOfImages, image_tower, item_image
-from easyrec_mm.network.item import ItemParts, from_bank
+from easyrec_mm.network.item import FUSION_PREFIX, TEXT_PREFIX, ItemParts, from_bank
 from easyrec_mm.network.layers.batch_norm import BatchNorm, synchronize
 from easyrec_mm.network.layers.dnn import RunningNorm
 from easyrec_mm.network.layers.image_tower import ImageTower
@@ -261,7 +261,7 @@ class MultimodalModel:
             return False
         if self.image is None or not name.startswith("image/"):
             return True
-        if name.startswith(("image/item/", "image/text/", "image/fusion/")):
+        if name.startswith(("image/item/", TEXT_PREFIX, FUSION_PREFIX)):
             return True
         if self.trains_part("NONE"):
             return False

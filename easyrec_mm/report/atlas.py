@@ -38,13 +38,14 @@ _RATE_COLOURS = "Viridis"
 
 def atlas(context: Context) -> Sequence[Part]:
     """Return the map of the items' pictures."""
-    context.require_pictures()
+    context.require_items()
     explained = context.explained
     pictures = explained.pictures
-    among = np.flatnonzero(pictures.has_picture)
+    among = np.flatnonzero(pictures.has_content)
     if len(among) < LEAST_ITEMS:
-        raise Unavailable(f"Fewer than {LEAST_ITEMS} items have a picture that can be loaded.")
-    context.say(f"placing {len(among):,} pictures on a map")
+        of_text = " or a text" if context.schema.text is not None else ""
+        raise Unavailable(f"Fewer than {LEAST_ITEMS} items have a picture that can be loaded{of_text}.")
+    context.say(f"placing {len(among):,} {'pictures' if context.schema.uses_image else 'texts'} on a map")
     places = place_items(pictures.vectors[0][among])
     names = [explained.name_of(explained.read.items[i]) for i in among.tolist()]
     options: dict[str, Sequence[Part]] = {}
@@ -52,13 +53,15 @@ def atlas(context: Context) -> Sequence[Part]:
         kinds = [explained.read.items[i].field for i in among.tolist()]
         options[explained.category_field] = [_by_category(places, names, kinds, explained.category_field)]
     for task in explained.tasks:
-        if task.activation != "multiclass":
+        # Predictions are known by picture.
+        if task.activation != "multiclass" and context.schema.uses_image:
             rates = _rates(context, explained, task)[among]
             options[_title(task)] = [_by_rate(places, names, rates, task)]
     if not options:
         options["nothing"] = [_plain(places, names)]
+    kind = "image" if context.schema.text is None else "item"
     about = (
-        f"The trained image vectors of {len(among):,} items on a plane, by t-SNE of what easyrec-mm search compares: "
+        f"The trained {kind} vectors of {len(among):,} items on a plane, by t-SNE of what easyrec-mm search compares: "
         "items that lie side by side are alike to the model. Distances between groups, and the axes, mean nothing."
     )
     if not explained.category_field:

@@ -136,6 +136,15 @@ class Context:
         if not self.schema.uses_image:
             raise Unavailable("The model takes no pictures: its feature groups have no ImgFeature.")
 
+    def require_items(self) -> None:
+        """Check that the model takes pictures or texts of items.
+
+        Raises:
+          Unavailable: if it does not.
+        """
+        if not self.schema.has_item_vector:
+            raise Unavailable("The model takes no pictures: its feature groups have no ImgFeature.")
+
     @cached_property
     def reader(self) -> PictureReader:
         """The reader of the pictures of the training's data."""

@@ -94,6 +94,9 @@ def _features(context: Context) -> Part:
             [Cell(feature.name), Cell(type(feature).__name__), Cell(", ".join(feature.inputs)), size,
              Cell(f"{feature.width:,}", feature.width, "number")]
         )  # fmt: skip
+    if schema.text is not None:
+        fields = Cell(", ".join(schema.text.inputs))
+        rows.append([Cell(schema.text.name), Cell("text"), fields, Cell("", None), Cell("", None)])
     if schema.uses_image:
         image = schema.image
         pixels = Cell(f"{image.width} x {image.height} pixels")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from easyrec_mm.report.context import Context, short_place
-from easyrec_mm.report.explained import picture_name
+from easyrec_mm.report.explained import picture_name, short_text
 from easyrec_mm.report.extremes import Ranking, Sample, in_words
 from easyrec_mm.report.section import Cell, Details, Heading, Part, Picture, Pictures, Table, Text, by_task
 from easyrec_mm.schema import Task
@@ -47,11 +47,18 @@ def _pictures(context: Context, samples: Sequence[Sample]) -> list[Picture]:
             lines=(
                 f"{sample.score:.4g}, label {sample.label:g}",
                 picture_name(sample.picture or b""),
+                *_text_of(context, sample),
                 short_place(sample.file, sample.row),
             ),
         )
         for sample in samples
     ]
+
+
+def _text_of(context: Context, sample: Sample) -> list[str]:
+    """Return the text of a sample's item, if the model takes one."""
+    text = context.schema.text
+    return [] if text is None else [short_text(" ".join(sample.fields[name] for name in text.inputs))]
 
 
 def _table(context: Context, task: Task, samples: Sequence[Sample]) -> Table:

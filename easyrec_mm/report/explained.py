@@ -1,4 +1,4 @@
-"""What the sections that explain the model share: samples, the vectors of their items' pictures, and the rec network.
+"""What the sections that explain the model share: samples, the vectors of their items, and the rec network.
 
 All of it is made once, when a section first needs it.
 """
@@ -29,6 +29,7 @@ from easyrec_mm.explain.untrained import NoUntrainedModelError, untrained_model
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.report.extremes import Sample, in_words
 from easyrec_mm.report.section import Part, Text
+from easyrec_mm.safe_text import printable
 from easyrec_mm.schema import Schema, Task
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ MOST_SAMPLES = 20_000
 MOST_TASKS = 4
 _NUM_EXTREME, _NUM_RANDOM = 2, 4
 _NUM_NAMED = 5
+_MAX_TEXT = 60
 # Names of fields that hold the category of an item, the first ones before the others.
 _CATEGORY = [
     re.compile(rf"(^|_)({names})(_?(id|name|code|l?\d+))?$", re.I)
@@ -136,11 +138,12 @@ class Explained:
     @cached_property
     def pictures(self) -> ItemPictures:
         """The pictures of the items: vectors of the trained model, and, if it can be made, of the untrained one."""
-        self._context.require_pictures()
+        self._context.require_items()
         models = [self.model]
         if not isinstance(self.untrained, str):
             models.append(self.untrained[0])
-        self._context.say(f"encoding the pictures of {len(self.read.items):,} items, before and after training")
+        of_items = "pictures" if self.schema.uses_image else "texts"
+        self._context.say(f"encoding the {of_items} of {len(self.read.items):,} items, before and after training")
         with self._timed():
             return embed_items(self.read.items, models, self.loader)
 
@@ -151,8 +154,8 @@ class Explained:
 
     @property
     def vectors(self) -> np.ndarray | None:
-        """Return the trained vectors of the items, float32 `[I, D]`; None for a model without pictures."""
-        return self.pictures.vectors[0] if self.schema.uses_image else None
+        """Return the trained vectors of the items, float32 `[I, D]`; None for a model without pictures and texts."""
+        return self.pictures.vectors[0] if self.schema.has_item_vector else None
 
     def chosen(self, task: Task) -> list[ChosenSample]:
         """Return the samples of a task whose predictions are explained: extreme ones, and some at random."""
@@ -193,8 +196,10 @@ class Explained:
         return parts
 
     def name_of(self, item: Item) -> str:
-        """Return the name of an item for readers: the path of its first picture."""
-        return picture_name(item.paths[0]) if item.paths else "no picture"
+        """Return the name of an item for readers: the path of its first picture, and its text."""
+        texts = [short_text(item.text)] if item.text else []
+        paths = [picture_name(path) for path in item.paths[:1]]
+        return ", ".join([*paths, *texts]) or ("no picture" if self.schema.uses_image else "no text")
 
     @cached_property
     def _asked(self) -> dict[str, list[tuple[str, int, float]]]:
@@ -229,6 +234,12 @@ def _of_different_pictures(samples: Sequence[Sample]) -> list[Sample]:
         first.setdefault(sample.picture, sample)
     others = [sample for sample in samples if all(sample is not other for other in first.values())]
     return [*first.values(), *others][:_NUM_EXTREME]
+
+
+def short_text(text: str) -> str:
+    """Return the text of an item for readers, without its end if it is long."""
+    shown = printable(text)
+    return f"\u201c{shown if len(shown) <= _MAX_TEXT else f'{shown[:_MAX_TEXT]}...'}\u201d"
 
 
 def picture_name(path: bytes) -> str:

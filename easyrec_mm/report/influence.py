@@ -30,8 +30,12 @@ def influence(context: Context) -> Sequence[Part]:
     config = context.run.pipeline.config
     plan = explained_plan(config, context.schema)
     pictures = None
-    if context.schema.uses_image:
-        pictures = Pictures(explained.pictures.vectors[0], explained.pictures.has_picture)
+    if context.schema.has_item_vector:
+        made = explained.pictures
+        texts = [item.text for item in read.items]
+        pictures = Pictures(made.vectors[0], made.has_picture)
+        if context.schema.text is not None:
+            pictures = Pictures(made.vectors[0], made.has_picture, made.images, texts, made.has_text)
     context.say(f"replacing each part of the input of {len(read.samples):,} samples")
     result = ablate(explained.rec, read.samples, pictures, plan)
     metrics = [metric for metric in named_metrics(config, context.schema) if metric.name in result.values]
@@ -50,6 +54,8 @@ def _about(result: Ablation, num_all: int, context: Context) -> list[Part]:
         "vector becomes the mean of all, or that of another item. A model that is trained without the part may do "
         "better, because it can use others in its place."
     )
+    if context.schema.text is not None:
+        text += " The text of an item becomes empty, or that of another item, and its vector is computed again."
     repeats = f", mean of {result.num_repeats} permutations" if result.num_repeats > 1 else ""
     how = (
         f"{result.num_samples:,} samples{limit}{repeats}. Intervals ({result.level:.0%}) are paired, by "
@@ -72,7 +78,7 @@ def _of_task(result: Ablation, task: str, names: list[str]) -> list[Part]:
 def _plot(result: Ablation, name: str, title: str) -> Plot:
     changes = sorted(result.changes, key=lambda change: _size(change.differences[name]))[-_MOST_SHOWN:]
     figure = new_figure(f"change of {title} (now {result.values[name]:.4g})", "", 90 + 24 * len(changes))
-    for number, kind in enumerate(("picture", "feature")):
+    for number, kind in enumerate(("picture", "feature", "text")):
         of_kind = [change for change in changes if change.kind == kind]
         if of_kind:
             _add_changes(figure, of_kind, name, kind, number)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from easyrec_mm.explain.ablation import mean_vector
-from easyrec_mm.explain.attribution import MAX_ERROR_SHARE, PICTURE, Attributions, Logit, attribute
+from easyrec_mm.explain.attribution import MAX_ERROR_SHARE, Attributions, Logit, attribute, item_part
 from easyrec_mm.explain.path import Baseline, VectorPath, mean_baseline
 from easyrec_mm.explain.rec_part import feature_sets
 from easyrec_mm.explain.samples import as_text
@@ -29,8 +29,11 @@ def reasons(context: Context) -> Sequence[Part]:
     samples = explained.read.samples
     baseline = mean_baseline(explained.model, samples.features, len(samples))
     options = {task.name: _of_task(context, explained, task, baseline) for task in explained.tasks}
-    picture = "the vector of the picture, " if context.schema.uses_image else ""
-    means = "the mean image vector, mean embeddings and mean numbers" if picture else "mean embeddings and mean numbers"
+    picture, means = "", "mean embeddings and mean numbers"
+    if context.schema.has_item_vector:
+        picture = f"the vector of the {item_part(context.schema)}, "
+        kind = "item" if context.schema.text is not None else "image"
+        means = f"the mean {kind} vector, {means}"
     about = (
         f"Integrated gradients over {picture}the embeddings of ids and the numbers together: all move at once, on one "
         f"straight line, from a baseline ({means} of {len(samples):,} samples) to the sample. The bars add up from the "
@@ -52,7 +55,7 @@ def _of_task(context: Context, explained: Explained, task: Task, baseline: Basel
     image = None
     if explained.vectors is not None:
         samples = explained.read.samples
-        mean = mean_vector(explained.vectors, samples.item, explained.pictures.has_picture)
+        mean = mean_vector(explained.vectors, samples.item, explained.pictures.has_content)
         image = VectorPath(explained.vectors[asked.item[rows]], mean)
     logit = Logit(task.name, [explained.class_of(task, sample) for sample in chosen])
     result = attribute(explained.model, asked.rows(rows), image, baseline, logit)
@@ -69,8 +72,10 @@ def _of_sample(
 ) -> list[Part]:
     asked = explained.read.asked
     parts: list[Part] = []
-    if context.schema.uses_image:
-        item = explained.read.items[int(asked.item[sample.row])]
+    item = explained.read.items[int(asked.item[sample.row])] if context.schema.has_item_vector else None
+    if item is not None and not context.schema.uses_image:
+        parts.append(Text(explained.name_of(item), "note"))
+    elif item is not None:
         shown = context.thumbnails(item.paths[:3]) or [Picture(None, problem="no picture")]
         parts.append(Pictures(shown, explained.name_of(item), _SIDE))
     texts = _texts(context.schema, {name: values[sample.row] for name, values in asked.fields.items()})
@@ -148,4 +153,4 @@ def _text(value: bytes | float) -> str:
 
 def _label(name: str, texts: dict[str, str]) -> str:
     """Return the label of a bar: a name, and the values of its fields."""
-    return name if name == PICTURE or not texts.get(name) else f"{name} = {texts[name]}"
+    return name if not texts.get(name) else f"{name} = {texts[name]}"

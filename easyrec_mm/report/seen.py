@@ -78,7 +78,8 @@ def _of_sample(explained: Explained, task: Task, sample: ChosenSample, methods: 
         return [_Pair((explained.name_of(item),), problem=next(iter(loaded.problems.values()), "no picture"))]
     pixels = loaded.pixels.numpy()[good]
     features = asked.rows([sample.row])
-    result = saliency(explained.model, features, pixels, item.category, task.name, explained.class_of(task, sample))
+    shown_class = explained.class_of(task, sample)
+    result = saliency(explained.model, features, pixels, item.category, task.name, shown_class, item.text)
     methods.add(result.method)
     pairs: list[_Pair] = []
     for number in range(min(len(good), _MOST_PICTURES)):

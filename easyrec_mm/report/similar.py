@@ -10,7 +10,7 @@ import numpy as np
 from easyrec_mm.explain.neighbours import Neighbours, neighbours_of, shared_share
 from easyrec_mm.explain.samples import Item
 from easyrec_mm.report.context import Context
-from easyrec_mm.report.explained import Explained
+from easyrec_mm.report.explained import Explained, short_text
 from easyrec_mm.report.section import Heading, Part, Picture, Pictures, Text, Tile, Tiles, Unavailable
 from easyrec_mm.store.search import Neighbour
 from easyrec_mm.store.similarity import SIMILARITIES
@@ -24,19 +24,20 @@ _SEED = 0
 
 def similar(context: Context) -> Sequence[Part]:
     """Return the neighbours of some items before and after training."""
-    context.require_pictures()
+    context.require_items()
     explained = context.explained
     pictures = explained.pictures
-    among = np.flatnonzero(pictures.has_picture)
+    among = np.flatnonzero(pictures.has_content)
     if len(among) < 2:
-        raise Unavailable("Fewer than two items have a picture that can be loaded.")
+        of_text = " or a text" if context.schema.text is not None else ""
+        raise Unavailable(f"Fewer than two items have a picture that can be loaded{of_text}.")
     rng = np.random.default_rng(_SEED)
     compared = rng.permutation(among)[:_NUM_COMPARED].tolist()
     names = ["after training"]
     if not isinstance(explained.untrained, str):
         names.append(f"before training: {explained.untrained[1]}")
     sheets = [
-        neighbours_of(vectors, pictures.content, pictures.has_picture, compared, _NUM_NEIGHBOURS)
+        neighbours_of(vectors, pictures.content, pictures.has_content, compared, _NUM_NEIGHBOURS)
         for vectors in pictures.vectors
     ]
     how = (
@@ -83,10 +84,14 @@ def _same_share(sheet: Neighbours, kinds: list[str]) -> float:
 def _sheet(context: Context, explained: Explained, query: int, nearest: Sequence[Neighbour]) -> list[Picture]:
     items = [explained.read.items[query], *[explained.read.items[int(neighbour.key)] for neighbour in nearest]]
     texts = [("the item",), *[_lines(neighbour) for neighbour in nearest]]
-    shown = context.thumbnails([_first_good(explained, item) for item in items])
+    paths = [_first_good(explained, item) for item in items]
+    shown = iter(context.thumbnails([path for path in paths if path is not None]))
+    pictures = [
+        _without_picture(item) if path is None else next(shown) for item, path in zip(items, paths, strict=True)
+    ]
     return [
-        replace(picture, lines=tuple(line for line in (*lines, _kind(explained, item)) if line))
-        for picture, item, lines in zip(shown, items, texts, strict=True)
+        replace(picture, lines=tuple(filter(None, (*lines, _kind(explained, item), _text(item)))))
+        for picture, item, lines in zip(pictures, items, texts, strict=True)
     ]
 
 
@@ -98,6 +103,14 @@ def _kind(explained: Explained, item: Item) -> str:
     return f"{explained.category_field} {item.field}" if explained.category_field else ""
 
 
-def _first_good(explained: Explained, item: Item) -> bytes:
-    """Return the path of the first picture of an item that could be loaded."""
-    return next(path for path in item.paths if path not in explained.pictures.problems)
+def _text(item: Item) -> str:
+    return short_text(item.text) if item.text else ""
+
+
+def _first_good(explained: Explained, item: Item) -> bytes | None:
+    """Return the path of the first picture of an item that could be loaded; None without one."""
+    return next((path for path in item.paths if path not in explained.pictures.problems), None)
+
+
+def _without_picture(item: Item) -> Picture:
+    return Picture(None, problem=_text(item) or "no picture")

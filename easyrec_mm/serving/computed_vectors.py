@@ -69,12 +69,16 @@ class ComputedVectors:
 
     async def _vectors(self, release: Release, wanted: Sequence[Wanted]) -> dict[Wanted, NDArray[Any]]:
         computed = release.computed
-        tasks = [self._task(release, key) for key in wanted if key not in computed]
+        named = [key for key in wanted if key not in computed]
+        tasks = [self._task(release, key) for key in named]
         if waiting := [task for task in tasks if task is not None]:
             await asyncio.wait(waiting, timeout=self._timeout_s)
-        found = {key: computed[key] for key in wanted if key in computed}
+        # A vector by the text alone, because the picture could not be read, is not kept.
+        found = {key: v for key, task in zip(named, tasks, strict=True) if (v := _result(task)) is not None}
+        found |= {key: computed[key] for key in wanted if key in computed}
         for key in found:
-            computed.move_to_end(key)
+            if key in computed:
+                computed.move_to_end(key)
         while len(computed) > _NUM_KEPT:
             computed.popitem(last=False)
         return found
@@ -88,7 +92,7 @@ class ComputedVectors:
         return self._begun.get(name)
 
     async def _compute(self, release: Release, wanted: Wanted) -> NDArray[Any] | None:
-        """Compute a vector and keep it; None if none of the key's pictures can be read."""
+        """Compute a vector and keep it; None if none of the key's pictures can be read, and its text is not enough."""
         embedder = release.embedder
         if embedder is None:
             return None
@@ -97,14 +101,15 @@ class ComputedVectors:
             return None
         contents = [c for c in await asyncio.gather(*map(self._pictures.read, paths)) if c is not None]
         num_waiting = sum(len(content) for read in self._read for content in read.contents)
-        if not contents or num_waiting > _MAX_WAITING_BYTES:
+        is_enough = bool(contents) or embedder.is_text_enough(wanted[1:])
+        if not is_enough or num_waiting > _MAX_WAITING_BYTES:
             return None
         result: asyncio.Future[NDArray[Any] | None] = self._loop.create_future()
         self._read.append(_Read(embedder, wanted, contents, result))
         if self._embedding_task is None:
             self._embedding_task = self._loop.create_task(self._embed())
         vector = await result
-        if vector is not None:
+        if vector is not None and (contents or not paths):
             release.computed[wanted] = vector
         return vector
 
@@ -118,6 +123,12 @@ class ComputedVectors:
             for read, vector in zip(batch, vectors, strict=True):
                 read.vector.set_result(vector)
         self._embedding_task = None
+
+
+def _result(task: asyncio.Task[NDArray[Any] | None] | None) -> NDArray[Any] | None:
+    """Return the vector of a task; None if it has none, or not yet."""
+    is_done = task is not None and task.done() and not task.cancelled() and task.exception() is None
+    return task.result() if task is not None and is_done else None
 
 
 def _embedded(embedder: Embedder, batch: Sequence[_Read]) -> Sequence[NDArray[Any] | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -157,11 +158,12 @@ class _Pattern:
         return bool(pc.match_substring_regex(pa.scalar(text), self._long).as_py())
 
 
-def field_values(schema: Schema) -> dict[str, FieldValues]:
-    """Return what reads the fields that requests contain, by name."""
+def field_values(schema: Schema, texts: Sequence[str] = ()) -> dict[str, FieldValues]:
+    """Return what reads the fields that requests contain, and those of `texts`, which may be missing, by name."""
     patterns = schema.text_patterns()
     separators = {name: feature.separators for feature in schema.features for name in feature.inputs}
-    fields = {name: schema.field(name) for name in schema.request_fields()}
+    of_texts = {name: replace(schema.field(name), optional=True) for name in texts}
+    fields = of_texts | {name: schema.field(name) for name in schema.request_fields()}
     return {
         name: FieldValues(
             field,

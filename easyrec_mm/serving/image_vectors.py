@@ -80,11 +80,13 @@ class ImageVectors:
             states[i] = State.PRESENT
             sources[i] = Source.REQUEST
         missing = np.flatnonzero(states != State.PRESENT)
+        embedder = release.embedder if self._computed is not None else None
+        wanted = _wanted(embedder, candidates, missing.tolist()) if embedder is not None else {}
         if len(missing) and release.no_image is not None:
             # An empty key means no picture, and the network was trained for that: no vector is missing.
-            without = [i for i in missing if not candidates.keys[i]]
+            without = [i for i in missing if not candidates.keys[i] and i not in wanted]
             vectors[without], sources[without] = release.no_image, Source.NO_IMAGE
-            missing = np.array([i for i in missing if candidates.keys[i]], np.int64)
+            missing = np.array([i for i in missing if candidates.keys[i] or i in wanted], np.int64)
         if not len(missing):
             return FoundVectors(vectors, sources)
         if self._missing_vector == "error":
@@ -92,9 +94,8 @@ class ImageVectors:
             key = candidates.keys[first][:100]
             raise MissingVectorError(f"instance {first}: the store has no vector of '{key}'", len(missing))
         vectors[missing], sources[missing] = release.stand_in
-        if self._computed is None or release.embedder is None:
+        if self._computed is None or not wanted:
             return FoundVectors(vectors, sources)
-        wanted = _wanted(release.embedder, candidates, missing.tolist())
         computing = self._computed.start(release, list(dict.fromkeys(wanted.values())))
         return FoundVectors(vectors, sources, computing, wanted)
 
@@ -116,10 +117,7 @@ class ImageVectors:
 
 
 def _wanted(embedder: Embedder, candidates: Candidates, missing: list[int]) -> dict[int, Wanted]:
-    """Return the key and the values of the embedder's fields for each candidate without a vector that has a key."""
+    """Return the key and the values of the embedder's fields for each candidate whose vector can be computed."""
     columns = [candidates.fields[name] for name in embedder.fields]
-    return {
-        i: (candidates.keys[i], *(column[i if len(column) > 1 else 0] for column in columns))
-        for i in missing
-        if candidates.keys[i]
-    }
+    wanted = {i: (candidates.keys[i], *(column[i if len(column) > 1 else 0] for column in columns)) for i in missing}
+    return {i: item for i, item in wanted.items() if embedder.paths(item[0]) or embedder.is_text_enough(item[1:])}

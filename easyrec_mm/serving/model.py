@@ -156,7 +156,7 @@ class RecModel(kserve.Model):  # type: ignore[misc]
     def get_input_types(self) -> list[dict[str, Any]]:
         """See tensors.input_tensors."""
         release = self.service.release
-        return tensors.input_tensors(release.predictor.manifest, release.reader.key_field)
+        return tensors.input_tensors(release.predictor.manifest, release.reader.key_field, release.reader.texts)
 
     def get_output_types(self) -> list[dict[str, Any]]:
         """See tensors.output_tensors."""

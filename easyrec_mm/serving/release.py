@@ -20,6 +20,7 @@ from easyrec_mm.files import is_remote, join, place_of
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.manifest import MANIFEST, Manifest, local_export, read_header, require_unchanged
 from easyrec_mm.ranges import NotNegative, Positive, Seconds
+from easyrec_mm.schema import Schema
 from easyrec_mm.serving.feature_lookup import FeatureLookup
 from easyrec_mm.serving.predictor import Predictor, Runtime, files_of, load_predictor
 from easyrec_mm.serving.private_copy import private_copy
@@ -59,10 +60,13 @@ class Embedder(Protocol):
     def paths(self, key: str) -> Sequence[str]:
         """Return the paths of the pictures that a key names."""
 
+    def is_text_enough(self, values: Sequence[Any]) -> bool:
+        """Return whether an item with these values of `fields` has a vector without a picture."""
+
     def embed(
         self, pictures: Sequence[Sequence[bytes]], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> Sequence[NDArray[Any] | None]:
-        """Return the vector `[D]` of each item, given the contents of its pictures; None if none of them is valid."""
+        """Return the vector `[D]` of each item, given the contents of its pictures; None if it cannot have one."""
 
 
 class Source(IntEnum):
@@ -177,11 +181,6 @@ class Releases:
     ) -> None:
         if options.missing_vector == "compute" and load_embedder is None:
             raise ServingError("--missing_vector compute: give the image model with --img_model_dir")
-        if options.missing_vector == "compute" and not (options.image_root or options.image_hosts):
-            raise ServingError(
-                "--missing_vector compute: requests name files to read; say where they may be, with --image_root or "
-                "--image_hosts"
-            )
         self._options, self._load_embedder = options, load_embedder
         self._store_lock = store_lock
 
@@ -243,8 +242,11 @@ class Releases:
                 text = "generation %d of %s is not kept from easyrec-mm store prune: the server cannot write there"
                 _LOG.warning(text, generation.number, store.uri)
         no_image = np.array(manifest.no_image_vector, np.float32) if manifest.no_image_vector else None
+        schema = manifest.schema
+        self._require_places(schema)
+        texts = schema.text.inputs if schema.text is not None and options.missing_vector == "compute" else ()
         reader = RequestReader(
-            manifest.schema, manifest.image_width, options.key_field, options.limits, no_image is not None
+            schema, manifest.image_width, options.key_field, options.limits, no_image is not None, texts
         )
         embedder = self._embedder(generation, reader, last)
         stand_in = self._stand_in(found, no_image)
@@ -264,6 +266,21 @@ class Releases:
             lookup,
             copy,
         )
+
+    def _require_places(self, schema: Schema) -> None:
+        """Check that the server knows the items of requests, and where their pictures may be."""
+        options = self._options
+        if not (options.key_field or schema.image.field):
+            raise ServingError(
+                "--key_field: is missing; the data have no pictures whose paths are the keys of items: name the field "
+                "of requests that holds the keys under which embed has stored the vectors"
+            )
+        needs_places = options.missing_vector == "compute" and schema.uses_image
+        if needs_places and not (options.image_root or options.image_hosts):
+            raise ServingError(
+                "--missing_vector compute: requests name files to read; say where they may be, with --image_root or "
+                "--image_hosts"
+            )
 
     def _copy_of(self, folder: str, manifest: Manifest) -> str:
         """Copy what the runtime reads of an export, and check that it is what the manifest lists."""

@@ -103,7 +103,8 @@ def batch_varieties(pipeline: Pipeline, num_groups: int) -> list[Variety]:
 def _keys(schema: Schema) -> list[str]:
     """Return the fields that may say which item or user a sample is about: that of pictures, and those of ids."""
     ids = [feature.inputs[0] for feature in schema.features if type(feature) is IdFeature]
-    return list(dict.fromkeys([*([schema.image.field] if schema.uses_image else []), *ids]))
+    texts = schema.text.inputs if schema.text is not None else ()
+    return list(dict.fromkeys([*([schema.image.field] if schema.uses_image else []), *texts, *ids]))
 
 
 def _variety(name: str, batches: Sequence[NDArray[np.generic]], sizes: Sequence[NDArray[np.int64]]) -> Variety:

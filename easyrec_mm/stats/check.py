@@ -35,6 +35,7 @@ from easyrec_mm.network.image import image_tower
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.schema import Schema
 from easyrec_mm.stats.batches import variety_lines
+from easyrec_mm.stats.item_texts import text_lines_of, text_tower_lines
 from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.memory import require_memory
 
@@ -50,6 +51,7 @@ class _Sample:
     values: dict[str, list[str]]  # by field, one per sample
     group_sizes: list[int] = attribute(default_factory=list)
     pictures: dict[bytes, tuple[str, int]] = attribute(default_factory=dict)  # path -> first (file, row)
+    items: list[str] = attribute(default_factory=list)  # the text of the item of each group, if the model takes one
     bad: list[BadRecord] = attribute(default_factory=list)
     num_groups: int = 0
 
@@ -84,6 +86,9 @@ def check(pipeline: Pipeline, num_groups: int) -> CheckResult:
     picture_lines = ["  not used: no feature group of an ImgFeature"]
     if schema.uses_image:
         picture_lines = _check_pictures(sample, pipeline)
+    text_lines = (
+        [f"\ntexts of items: {schema.text.name}", *text_lines_of(schema.text, sample.items)] if schema.text else []
+    )
     lines = [
         f"{pipeline.path}: the config is valid",
         f"\ndata: {sample.extent()}",
@@ -94,8 +99,10 @@ def check(pipeline: Pipeline, num_groups: int) -> CheckResult:
         *feature_lines,
         "\npictures",
         *picture_lines,
+        *text_lines,
         *(["\nbatches", *variety_lines(pipeline, num_groups)] if config.train_input_path else []),
         *_tower_lines(pipeline),
+        *text_tower_lines(pipeline),
         *_bad_lines(sample),
     ]
     for other in settings[1:]:
@@ -128,6 +135,8 @@ def _read_sample(inputs: Input, schema: Schema, num_groups: int) -> _Sample:
         sample.group_sizes.append(group.size)
         for picture in _pictures(group.image, schema):
             sample.pictures.setdefault(picture, (file, row))
+        if schema.text is not None:
+            sample.items.append(schema.text.joined({name: group.values[name][0] for name in schema.text.inputs}))
         for name, texts in group.values.items():
             sample.values[name] += texts
     return sample

@@ -7,9 +7,11 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from easyrec_mm.config.item import TEXT
 from easyrec_mm.config.training import divided_tables
 from easyrec_mm.distribution.shards import rows_of_each
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.network.item import WORDS_TABLE
 from easyrec_mm.protos.optimizer_pb2 import Optimizer
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
@@ -40,8 +42,15 @@ def require_memory(config: EasyRecConfig, schema: Schema, path: str, num_workers
     for name in divided:
         rows[name] = rows_of_each(rows[name], num_workers) if num_workers else 0
     sizes = {
-        table.name: rows[table.name] * table.dim * _bytes_per_number(table.name, config) for table in schema.tables
+        table.name: rows[table.name] * table.dim * _bytes_per_number(f"embedding/{table.name}", config)
+        for table in schema.tables
     }
+    of_words = _bytes_of_words(config, schema)
+    if of_words > machine_bytes():
+        raise ConfigError(
+            f"{path}: {TEXT}.hash_bucket_size: the table of words, with what the optimizer keeps of it, needs "
+            f"{_size(of_words)}, and this machine has {_size(machine_bytes())}; lower it, or embedding_dim"
+        )
     needed, available = sum(sizes.values()), machine_bytes()
     if needed <= available:
         return
@@ -67,9 +76,17 @@ def machine_bytes() -> int:
     return min(sizes)
 
 
-def _bytes_per_number(table: str, config: EasyRecConfig) -> int:
+def _bytes_of_words(config: EasyRecConfig, schema: Schema) -> int:
+    """Return the bytes of the table of words of the text tower; 0 without one."""
+    text = config.model_config.e2e_mm_dbmtl.text_model
+    if schema.text is None or text.preset:
+        return 0
+    return int(text.hash_bucket_size) * text.embedding_dim * _bytes_per_number(WORDS_TABLE, config)
+
+
+def _bytes_per_number(name: str, config: EasyRecConfig) -> int:
     """Return the bytes of a number of a table, of its slots, and of its moving average."""
-    name, train = f"embedding/{table}", config.train_config
+    train = config.train_config
     index = optimizer_of(name, True, train)
     num_copies = 1
     is_trained = not any(re.search(pattern, name) for pattern in train.freeze_gradient)

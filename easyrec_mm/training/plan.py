@@ -15,6 +15,7 @@ import tensorflow as tf
 from easyrec_mm.data.batch import IMAGE, TEXT, Batch
 from easyrec_mm.data.vector_bank import Banks, VectorBank
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.network.item import FUSION_PREFIX, TEXT_PREFIX
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -84,13 +85,14 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
 
 def _rate_factors(model: MultimodalModel) -> dict[str, float]:
     """Return name -> factor of the learning rate, for the variables whose factor is not 1."""
-    if model.image is None:
-        return {}
-    settings, stages = model.img_model, model.image.variable_stages()
+    settings = model.img_model
+    num_stages, stages = (len(model.image.stages), model.image.variable_stages()) if model.image else (0, {})
     factors = {}
     for name, variable in model.named_variables().items():
-        if name.startswith("image/"):
-            depth = len(model.image.stages) - stages[id(variable)] if id(variable) in stages else 0
+        if name.startswith(TEXT_PREFIX):
+            factors[name] = model.parts.learning_rate_multiplier
+        elif name.startswith("image/") and not name.startswith(FUSION_PREFIX):
+            depth = num_stages - stages[id(variable)] if id(variable) in stages else 0
             factors[name] = settings.learning_rate_multiplier * settings.layer_decay**depth
     return {name: factor for name, factor in factors.items() if factor != 1.0}
 

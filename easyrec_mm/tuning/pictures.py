@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from easyrec_mm.config.image import NO_BACKBONE, PLACE, backbone_name, image_vector_width
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import ConfigError
-from easyrec_mm.tuning.space import Entry, problem_of, require_valid
+from easyrec_mm.tuning.built_in import choices, fitting, log_range, number_range
+from easyrec_mm.tuning.space import Entry
 
 PICTURES = "pictures"
 _NETWORK = "model_config.e2e_mm_dbmtl"
@@ -25,16 +26,7 @@ def picture_space(pipeline: Pipeline) -> tuple[list[Entry], dict[str, str]]:
             f"{_SOURCE}: {pipeline.path} has no pictures (no feature group of an ImgFeature); give a space of your "
             "own, as docs/tuning.md describes"
         )
-    entries, left_out = [], {}
-    candidates = list(_candidates(pipeline))
-    for entry in candidates:
-        problems = [text for value in entry.ends() if (text := problem_of(entry, value, candidates, pipeline))]
-        if problems:
-            left_out[entry.name] = problems[0].rpartition(": ")[2]
-        else:
-            entries.append(entry)
-    require_valid(entries, pipeline)
-    return entries, left_out
+    return fitting(list(_candidates(pipeline)), pipeline)
 
 
 def _candidates(pipeline: Pipeline) -> Iterator[Entry]:
@@ -42,32 +34,21 @@ def _candidates(pipeline: Pipeline) -> Iterator[Entry]:
     tower = network.img_model
     is_pretrained = bool(tower.preset or pipeline.config.train_config.fine_tune_checkpoint)
     has_backbone = bool(tower.preset) or backbone_name(tower.model_name) != NO_BACKBONE
-    yield _range(f"{PLACE}.learning_rate_multiplier", 0.01 if is_pretrained else 0.1, 1.0 if is_pretrained else 3.0)
+    yield log_range(
+        _SOURCE, f"{PLACE}.learning_rate_multiplier", 0.01 if is_pretrained else 0.1, 1.0 if is_pretrained else 3.0
+    )
     width = (
         f"{_NETWORK}.highway_dnn.emb_size" if network.HasField("highway_dnn")
         else f"{_NETWORK}.img_dnn.hidden_units[-1]" if network.HasField("img_dnn")
         else f"{PLACE}.num_classes"
     )  # fmt: skip
-    yield _choices(width, *sorted({8, 16, 32, 64, image_vector_width(network)}))
+    yield choices(_SOURCE, width, *sorted({8, 16, 32, 64, image_vector_width(network)}))
     if has_backbone and is_pretrained:
         # A frozen backbone with random weights is not worth a trial.
-        yield _choices(f"{PLACE}.trainable", "HEAD", "ALL")
+        yield choices(_SOURCE, f"{PLACE}.trainable", "HEAD", "ALL")
     elif has_backbone:
-        yield _range(f"{PLACE}.layer_decay", 0.5, 1.0)
-    yield Entry(_place(f"{PLACE}.augmentation.horizontal_flip"), f"{PLACE}.augmentation.horizontal_flip", (False, True))
+        yield log_range(_SOURCE, f"{PLACE}.layer_decay", 0.5, 1.0)
+    yield choices(_SOURCE, f"{PLACE}.augmentation.horizontal_flip", False, True)
     # Below 1, so that augmentation is never without any effect, which is an error.
     for name, low, high in (("random_resized_crop_min_area", 0.3, 0.95), ("brightness", 0.0, 0.4)):
-        place = f"{PLACE}.augmentation.{name}"
-        yield Entry(_place(place), place, low=low, high=high)
-
-
-def _place(name: str) -> str:
-    return f"{_SOURCE}: {name}"
-
-
-def _range(name: str, low: float, high: float) -> Entry:
-    return Entry(_place(name), name, low=low, high=high, is_log=True)
-
-
-def _choices(name: str, *values: int | str) -> Entry:
-    return Entry(_place(name), name, values)
+        yield number_range(_SOURCE, f"{PLACE}.augmentation.{name}", low, high)

@@ -1,4 +1,4 @@
-"""The arms of the test: variants of the user's config that differ only in their use of the pictures.
+"""The arms of the test: variants of the user's config that differ only in their use of pictures and texts of items.
 
 Never imports TensorFlow.
 """
@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from easyrec_mm.config.feature_groups import is_of_groups
+from easyrec_mm.config.feature_groups import Named, is_of_groups
 from easyrec_mm.config.image import NO_BACKBONE, backbone_name
 from easyrec_mm.config.pipeline import Pipeline, check_config
 from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.worth.names import ARMS, END_TO_END, FROZEN, NONE, OWN, SHUFFLED
+from easyrec_mm.worth.names import ARMS, END_TO_END, FROZEN, NO_CONTENT, NO_TEXT, NONE, OWN, SHUFFLED
 
 # Layer decay for a pretrained backbone whose config sets none: the full learning rate would spoil its first stages,
 # which detect what all pictures have in common (Bao et al., BEiT, ICLR 2022, use 0.65 to 0.95).
@@ -52,9 +52,9 @@ def arms_of(pipeline: Pipeline, names: Sequence[str], shuffled_pictures: Path) -
       shuffled_pictures: the file that the arm with other items' pictures will read.
 
     Raises:
-      UserError: if the config has no pictures, or a requested arm is unknown or makes no sense.
+      UserError: if the config has no pictures and texts, or a requested arm is unknown or makes no sense.
     """
-    if not pipeline.schema.uses_image:
+    if not pipeline.schema.has_item_vector:
         raise UserError(
             f"{pipeline.path}: has no pictures (no feature group of an ImgFeature), so there is nothing to compare"
         )
@@ -62,13 +62,17 @@ def arms_of(pipeline: Pipeline, names: Sequence[str], shuffled_pictures: Path) -
     if unknown:
         raise UserError(f"--arms: unknown arm '{unknown[0]}'; choose from {', '.join(ARMS)}")
     arms, left_out = [], {}
+    of_texts = (NO_TEXT, NO_CONTENT) if pipeline.schema.text is None else ()
     for name in ARMS:
+        if name in of_texts and name not in names:
+            continue  # a config without texts has no reason to mention them
         if names and name not in names and name != OWN:
             left_out[name] = "not in --arms"
             continue
         config = EasyRecConfig()
         config.CopyFrom(pipeline.config)
         try:
+            _require_content(name, pipeline)
             _CHANGES[name](config, shuffled_pictures)
             arms.append(Arm(name, _checked(config, pipeline)))
         except (_SenselessError, ConfigError) as error:
@@ -87,41 +91,97 @@ def _own(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     """Leave the config unchanged."""
 
 
+def _require_content(name: str, pipeline: Pipeline) -> None:
+    """Check that the config has what an arm changes."""
+    schema = pipeline.schema
+    if name in (NONE, SHUFFLED, FROZEN, END_TO_END, NO_CONTENT) and not schema.uses_image:
+        raise _SenselessError("the config has no pictures (no feature group of an ImgFeature)")
+    if name in (NO_TEXT, NO_CONTENT) and schema.text is None:
+        raise _SenselessError("the config has no texts of items (no feature group of a TextFeature)")
+
+
 def _none(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     """Remove the image tower, but keep the ImgFeature: the same rows are read, and evaluations can use its field."""
-    model, network = config.model_config, config.model_config.e2e_mm_dbmtl
-    features = [*config.feature_config.features, *config.feature_configs]
-    named = {feature.feature_name or feature.input_names[0]: ("", feature) for feature in features}
-    image = next(name for name, (_, feature) in named.items() if feature.feature_type == FeatureConfig.ImgFeature)
-    groups = [g for g in model.feature_groups if not (is_of_groups(g, named) and g.feature_names[0] == image)]
-    for group in groups:
-        for attention in group.sequence_features:
-            if any(image in pairs.key for pairs in attention.seq_att_map):
-                raise _SenselessError(
-                    f"the attention '{attention.group_name}' has the picture as a key, so pictures cannot be left out"
-                )
-    del model.feature_groups[:]
-    model.feature_groups.extend(groups)
-    for name in ("img_model", "img_dnn", "highway_dnn", "image_fusion"):
+    _remove_group(config, FeatureConfig.ImgFeature, "picture")
+    network = config.model_config.e2e_mm_dbmtl
+    has_text = _has_group(config, FeatureConfig.TextFeature)
+    for name in ("img_model", "img_dnn", "highway_dnn", "item_fusion", *(() if has_text else ("image_fusion",))):
         network.ClearField(name)
     for name in ("image_cache_dir", "image_cache_gib", "packed_images"):
         config.data_config.ClearField(name)
+    _remove_settings(config, _is_of_picture if has_text else _is_of_item)
+
+
+def _no_text(config: EasyRecConfig, shuffled_pictures: Path) -> None:
+    """Remove the text tower, but keep the TextFeature, for the same reason."""
+    _remove_group(config, FeatureConfig.TextFeature, "text")
+    network = config.model_config.e2e_mm_dbmtl
+    has_picture = _has_group(config, FeatureConfig.ImgFeature)
+    for name in ("text_model", "item_fusion", *(() if has_picture else ("image_fusion",))):
+        network.ClearField(name)
+    _remove_settings(config, _is_of_text if has_picture else _is_of_item)
+
+
+def _no_content(config: EasyRecConfig, shuffled_pictures: Path) -> None:
+    _no_text(config, shuffled_pictures)
+    _none(config, shuffled_pictures)
+
+
+def _remove_group(config: EasyRecConfig, kind: FeatureConfig.FeatureType, content: str) -> None:
+    """Remove the feature group of the only feature of a kind."""
+    model, named = config.model_config, _named(config)
+    name = next(name for name, (_, feature) in named.items() if feature.feature_type == kind)
+    groups = [g for g in model.feature_groups if not (is_of_groups(g, named) and g.feature_names[0] == name)]
+    for group in groups:
+        for attention in group.sequence_features:
+            if any(name in pairs.key for pairs in attention.seq_att_map):
+                raise _SenselessError(
+                    f"the attention '{attention.group_name}' has the {content} as a key, so {content}s cannot be left "
+                    "out"
+                )
+    del model.feature_groups[:]
+    model.feature_groups.extend(groups)
+
+
+def _named(config: EasyRecConfig) -> Named:
+    features = [*config.feature_config.features, *config.feature_configs]
+    return {feature.feature_name or feature.input_names[0]: ("", feature) for feature in features}
+
+
+def _has_group(config: EasyRecConfig, kind: FeatureConfig.FeatureType) -> bool:
+    named = _named(config)
+    groups = [group for group in config.model_config.feature_groups if is_of_groups(group, named)]
+    return any(named[group.feature_names[0]][1].feature_type == kind for group in groups)
+
+
+def _remove_settings(config: EasyRecConfig, is_removed: Callable[[str], bool]) -> None:
+    """Remove the settings of the training that apply only to variables which are removed, by their patterns."""
     train = config.train_config
-    # Remove the settings that apply only to variables of the image tower.
-    optimizers = [o for o in train.optimizer_config if not (o.variables and all(map(_is_of_image, o.variables)))]
+    optimizers = [o for o in train.optimizer_config if not (o.variables and all(map(is_removed, o.variables)))]
     by_part = [i for i, optimizer in enumerate(optimizers) if not optimizer.variables]
-    if len(by_part) == 3:
+    if len(by_part) == 3 and is_removed is _is_of_item:
         del optimizers[by_part[2]]
     del train.optimizer_config[:]
     train.optimizer_config.extend(optimizers)
-    frozen = [pattern for pattern in train.freeze_gradient if not _is_of_image(pattern)]
+    frozen = [pattern for pattern in train.freeze_gradient if not is_removed(pattern)]
     del train.freeze_gradient[:]
     train.freeze_gradient.extend(frozen)
 
 
-def _is_of_image(pattern: str) -> bool:
-    """Return whether a pattern of variable names is for the image tower."""
+def _is_of_item(pattern: str) -> bool:
+    """Return whether a pattern of variable names is for the towers of items."""
     return pattern.lstrip("^").startswith("image/")
+
+
+def _is_of_text(pattern: str) -> bool:
+    """Return whether a pattern is for the text tower, or for its fusion with the image vector."""
+    return pattern.lstrip("^").startswith(("image/text/", "image/fusion/"))
+
+
+def _is_of_picture(pattern: str) -> bool:
+    """Return whether a pattern is for the towers of items, but neither for all of them nor for the text tower."""
+    rest = pattern.lstrip("^")
+    return rest != "image/" and _is_of_item(rest) and not rest.startswith("image/text/")
 
 
 def _shuffled(config: EasyRecConfig, shuffled_pictures: Path) -> None:
@@ -169,4 +229,6 @@ _CHANGES: dict[str, Callable[[EasyRecConfig, Path], None]] = {
     SHUFFLED: _shuffled,
     FROZEN: _frozen,
     END_TO_END: _end_to_end,
+    NO_TEXT: _no_text,
+    NO_CONTENT: _no_content,
 }

@@ -22,10 +22,11 @@ def page(report: Report) -> str:
     left_out = [{"name": name, "text": ARMS[name], "reason": why} for name, why in report.plan.left_out.items()]
     return render(
         "worth.html",
-        title="Do the pictures pay?",
+        title=_title(report),
         report=report,
         conclusion=conclusion[:1].upper() + conclusion[1:],
         verdicts=[verdict for verdict in report.verdicts if verdict.num_samples],
+        text_verdicts=[verdict for verdict in report.text_verdicts if verdict.num_samples],
         comparisons=[_comparison(comparison, report) for comparison in report.comparisons],
         drawing={"width": _WIDTH, "height": _HEIGHT},
         arms=[{"name": name, "text": ARMS[name]} for name in names],
@@ -33,6 +34,13 @@ def page(report: Report) -> str:
         left_out=left_out,
         notes=report.notes(),
     )
+
+
+def _title(report: Report) -> str:
+    schema = report.arms[0].pipeline.schema
+    if schema.text is None:
+        return "Do the pictures pay?"
+    return "Do pictures and texts pay?" if schema.uses_image else "Do the texts pay?"
 
 
 def _comparison(comparison: Comparison, report: Report) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from easyrec_mm.evaluation.estimates import Estimate
 from easyrec_mm.evaluation.summary import finite
 from easyrec_mm.training.time_left import duration
 from easyrec_mm.worth.arms import Arm
-from easyrec_mm.worth.names import ARMS, END_TO_END, FROZEN, NONE, OWN, SHUFFLED
+from easyrec_mm.worth.names import ARMS, END_TO_END, FROZEN, NO_CONTENT, NO_TEXT, NONE, OWN, SHUFFLED
 from easyrec_mm.worth.runs import RunResult, common_estimates
 from easyrec_mm.worth.verdict import DOES_NOT, HARMS, PAYS, Gain, gains
 
@@ -24,6 +24,8 @@ _COMPARED = (
     (OWN, NONE, "what the pictures add"),
     (OWN, SHUFFLED, "what is due to what they show"),
     (END_TO_END, FROZEN, "what training the backbone adds"),
+    (OWN, NO_TEXT, "what the texts add"),
+    (OWN, NO_CONTENT, "what pictures and texts add together"),
 )
 
 
@@ -39,14 +41,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether pictures pay, by one metric on one slice.
+    """Whether pictures, or texts of items, pay, by one metric on one slice.
 
     metric       the metric, named as for all rows
     slice        name of the slice, such as "item_frequency=unseen"; "" for all rows
     num_samples  number of rows
     verdict      PAYS, DOES_NOT or HARMS; "" if nothing can be said
     reason       why there is no verdict, or why a gain does not count; else ""
-    gain         gain over the model without pictures; if it was not tested, over that with other items' pictures
+    gain         gain over the model without pictures, or without texts; if that without pictures was not tested, over
+                 that with other items' pictures
     """
 
     metric: NamedMetric
@@ -110,7 +113,9 @@ class Report:
         self._main = main_metric(arms[0]) or ""
         self.comparisons = self._comparisons()
         self.verdicts = self._verdicts()
-        self.verdict = next((verdict for verdict in self.verdicts if verdict.name == self._main), None)
+        self.verdict = self._by_main(self.verdicts)
+        self.text_verdicts = self._text_verdicts()
+        self.text_verdict = self._by_main(self.text_verdicts)
 
     def _comparisons(self) -> list[Comparison]:
         bigger = {m.name: BIGGER_IS_BETTER[m.kind] for m in self._metrics.values()}
@@ -140,11 +145,36 @@ class Report:
             verdicts.append(Verdict(self._metrics[metric], part, num_samples, verdict, reason, gain))
         return verdicts
 
+    def _text_verdicts(self) -> list[Verdict]:
+        gains = next((c.gains for c in self.comparisons if (c.first, c.second) == (OWN, NO_TEXT)), {})
+        verdicts = []
+        for name, gain in gains.items():
+            metric, _, part = name.partition("/")
+            num_samples = self.num_samples[f"/{part}" if part else ""]
+            verdicts.append(Verdict(self._metrics[metric], part, num_samples, gain.verdict, gain.reason, gain))
+        return verdicts
+
+    def _by_main(self, verdicts: Sequence[Verdict]) -> Verdict | None:
+        return next((verdict for verdict in verdicts if verdict.name == self._main), None)
+
     def conclusion(self) -> str:
-        """Return the verdict by the main metric as a sentence."""
+        """Return the verdicts by the main metric as sentences: of pictures and of texts, as far as there are any."""
+        return "; ".join(filter(None, (self._conclusion_of_pictures(), self.conclusion_of_texts())))
+
+    def _conclusion_of_pictures(self) -> str:
+        if not self.arms[0].pipeline.schema.uses_image:
+            return ""
         if self.verdict is None:
             return "no conclusion: no arm without the items' own pictures was tested"
         return conclusion_of(self.verdict, self._against(), self.plan)
+
+    def conclusion_of_texts(self) -> str:
+        """Return the verdict of texts as a sentence; "" for a config without texts."""
+        if self.arms[0].pipeline.schema.text is None:
+            return ""
+        if self.text_verdict is None:
+            return "no conclusion on texts: no arm without them was tested"
+        return conclusion_of(self.text_verdict, f"the model {ARMS[NO_TEXT]}", self.plan, "texts")
 
     def _against(self) -> str:
         return "the model " + (ARMS[NONE] if NONE in self.estimates else ARMS[SHUFFLED])
@@ -194,7 +224,13 @@ class Report:
             "clusters": self.clusters,
             "num_samples": {suffix.removeprefix("/"): number for suffix, number in self.num_samples.items()},
             "notes": self.notes(),
+            **(self._texts_json() if self.arms[0].pipeline.schema.text is not None else {}),
         }
+
+    def _texts_json(self) -> dict[str, Any]:
+        verdict = None if self.text_verdict is None else self._verdict_json(self.text_verdict)
+        verdicts = [self._verdict_json(verdict) for verdict in self.text_verdicts]
+        return {"texts": {"verdict": verdict, "conclusion": self.conclusion_of_texts(), "verdicts": verdicts}}
 
     def _verdict_json(self, verdict: Verdict) -> dict[str, Any]:
         return {
@@ -224,12 +260,12 @@ class Report:
         }
 
 
-def conclusion_of(verdict: Verdict, against: str, plan: Plan) -> str:
+def conclusion_of(verdict: Verdict, against: str, plan: Plan, what: str = "pictures") -> str:
     """Return a verdict as a sentence; without a gain in a shortened training, it says that more steps may show one."""
     gain = verdict.gain
     if not verdict.verdict:
         return f"no conclusion from {verdict.metric.name}: {verdict.reason}"
-    conclusions = {PAYS: "the pictures pay", DOES_NOT: "the pictures do not pay", HARMS: "the pictures harm"}
+    conclusions = {PAYS: f"the {what} pay", DOES_NOT: f"the {what} do not pay", HARMS: f"the {what} harm"}
     text = f"{conclusions[verdict.verdict]}: {verdict.metric.name} {shown_gain(gain)} against {against}"
     if verdict.reason:
         return f"{text}, but {verdict.reason}"

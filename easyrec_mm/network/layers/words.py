@@ -62,13 +62,7 @@ class Words:
     def _words(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """Return the first words of each text in small letters."""
         most = self.max_words * _CHARACTERS_OF_A_WORD
-        start = tf.strings.substr(texts, 0, most, unit="UTF8_CHAR")
-        start = tf.strings.lower(start, encoding="utf-8")
-        words = tf.strings.regex_replace(start, _BETWEEN_WORDS, " ")
-        words = tf.strings.regex_replace(words, f"({_WITHOUT_SPACES})", r" \1 ")
-        # A text of signs alone is not an empty one.
-        words = tf.where(tf.strings.strip(words) == "", start, words)
-        return tf.strings.split(words)[:, : self.max_words]
+        return split_words(tf.strings.substr(texts, 0, most, unit="UTF8_CHAR"))[:, : self.max_words]
 
     def _parts(self, words: tf.Tensor) -> tf.Tensor:
         """Return the parts of words `[T, W]`: string `[T, W, parts]`, "" in unused places."""
@@ -78,3 +72,13 @@ class Words:
         widths = list(range(self.min_letters, max(self.min_letters, self.max_letters) + 1))
         parts = tf.strings.ngrams(letters, widths, separator="").to_tensor(shape=[None, _MOST_PARTS])
         return tf.reshape(parts, [-1, self.max_words, _MOST_PARTS])
+
+
+def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
+    """Return the words of texts, string `[T]` of UTF-8, in small letters: `[T, (words)]`."""
+    lower = tf.strings.lower(texts, encoding="utf-8")
+    words = tf.strings.regex_replace(lower, _BETWEEN_WORDS, " ")
+    words = tf.strings.regex_replace(words, f"({_WITHOUT_SPACES})", r" \1 ")
+    # A text of signs alone is not an empty one.
+    words = tf.where(tf.strings.strip(words) == "", lower, words)
+    return tf.strings.split(words)
