@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from easyrec_mm.api.pipeline import Pipeline, load
     from easyrec_mm.api.quantizing import quantize
     from easyrec_mm.api.run import Run
-    from easyrec_mm.api.searching import search
+    from easyrec_mm.api.searching import Index, search
     from easyrec_mm.api.serving import Server
     from easyrec_mm.errors import (
         CheckpointError,
@@ -41,6 +41,7 @@ _MODULES = {
     "load": "api.pipeline",
     "quantize": "api.quantizing",
     "Run": "api.run",
+    "Index": "api.searching",
     "search": "api.searching",
     "Server": "api.serving",
     "CheckpointError": "errors",
@@ -58,6 +59,7 @@ __all__ = [
     "ExportError",
     "Exported",
     "Groups",
+    "Index",
     "Pipeline",
     "Run",
     "Server",

@@ -52,7 +52,7 @@ EXPLAINED_IN = {
     "extract": "extract.md",
     "store": "export.md",
     "quantize": "semantic_ids.md",
-    "search": "serving.md",
+    "search": "search.md",
     "weights": "pretrained.md",
     "serve": "serving.md",
 }
