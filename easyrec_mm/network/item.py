@@ -159,8 +159,12 @@ class ItemParts:
         """Return what `of_items` returns, given the tokens of the texts, see TextTower; an empty text has none."""
         if self.text is None or self.no_text is None:
             raise ValueError("items have no text")
-        vectors = self.text.vectors(self.text.features(tokens))
-        return self._fused(images, self.no_text(vectors, self.text.has_words(tokens)))
+        is_there = self.text.has_words(tokens)
+        if self.text.encoder.table() is not None:
+            # With another text of one word and more: not all kernels of ONNX Runtime take texts without any word.
+            tokens = tf.pad(tokens, [[0, 1], *[[0, 0]] * (len(tokens.shape) - 1)])
+        vectors = self.text.vectors(self.text.features(tokens))[: tf.size(is_there)]
+        return self._fused(images, self.no_text(vectors, is_there))
 
     def part_weights(self, images: tf.Tensor | None, texts: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return the mean weight of picture and text in the vectors of items; {} for a fusion without weights.
