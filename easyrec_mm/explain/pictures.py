@@ -89,7 +89,7 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
     """
     schema = models[0].schema
     distinct = _Distinct(items)
-    num_pictures = len(distinct.paths)
+    num_pictures, texts = len(distinct.paths), [item.text for item in items]
     encode = _encoder(models) if schema.uses_image else None
     vectors = [np.zeros((num_pictures, model.image_width), np.float32) for model in models]
     tiles = np.full((num_pictures, TILE, TILE, 3), _GREY, np.uint8)
@@ -110,7 +110,6 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
     is_good[list(problems)] = False
     is_kept, has_picture = _kept_links(distinct, is_good, len(items), schema)
     first = _first_of_items(distinct, is_good, len(items))
-    texts = [item.text for item in items]
     images = [
         _of_items(model, of_model, distinct, is_kept, has_picture)
         for model, of_model in zip(models, vectors, strict=True)
@@ -120,9 +119,7 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
         images=images[0],
         has_picture=has_picture,
         has_text=has_text(tf.constant(texts, tf.string)).numpy(),
-        tiles=np.where((first >= 0)[:, None, None, None], tiles[first], np.uint8(_GREY))
-        if num_pictures
-        else np.full((len(items), TILE, TILE, 3), _GREY, np.uint8),
+        tiles=_of_first(tiles, first),
         content=_contents(distinct, is_good, hashes, texts),
         problems={distinct.paths[picture]: problem for picture, problem in problems.items()},
         num_pictures=num_pictures,
@@ -207,6 +204,13 @@ def _first_of_items(distinct: _Distinct, is_good: npt.NDArray[np.bool_], num_ite
     # Of several assignments to an element, the last one counts.
     first[distinct.link_item[is_used][::-1]] = distinct.link_picture[is_used][::-1]
     return first
+
+
+def _of_first(tiles: Pixels, first: npt.NDArray[np.int64]) -> Pixels:
+    """Return the small picture of each item, given those of pictures and the first picture of each; grey without one."""
+    if not len(tiles):
+        return np.full((len(first), *tiles.shape[1:]), _GREY, np.uint8)
+    return np.where((first >= 0)[:, None, None, None], tiles[first], np.uint8(_GREY))
 
 
 def _contents(

@@ -111,10 +111,7 @@ class RequestReader:
       key_field: field that contains a picture's key; "" means the schema's image field.
       limits: limits of a request.
       key_optional: whether the key may be missing; such a candidate has no picture, and its key is "".
-      texts: fields of the item's text, if vectors are computed of it; a candidate may be without them.
-
-    Attributes:
-      texts: those of them that no feature of the rec model reads.
+      texts: fields of the item's text that may be given, if vectors are computed of it.
     """
 
     def __init__(
@@ -127,9 +124,7 @@ class RequestReader:
         texts: Sequence[str] = (),
     ) -> None:
         self.key_field = key_field or schema.image.field
-        self.key_optional = key_optional
-        self.limits = limits
-        self._width = image_width
+        self.key_optional, self.limits, self._width = key_optional, limits, image_width
         self._values = field_values(schema, texts)
         self.texts = tuple(name for name in texts if name not in set(schema.request_fields()))
         self.read_names = list(dict.fromkeys([*self._values, self.key_field, IMAGE_TEXT]))
