@@ -207,7 +207,7 @@ def _first_of_items(distinct: _Distinct, is_good: npt.NDArray[np.bool_], num_ite
 
 
 def _of_first(tiles: Pixels, first: npt.NDArray[np.int64]) -> Pixels:
-    """Return the small picture of each item, given those of pictures and the first picture of each; grey without one."""
+    """Return the small picture of each item, of its first picture; grey without one."""
     if not len(tiles):
         return np.full((len(first), *tiles.shape[1:]), _GREY, np.uint8)
     return np.where((first >= 0)[:, None, None, None], tiles[first], np.uint8(_GREY))
