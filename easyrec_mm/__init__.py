@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from easyrec_mm.api.pipeline import Pipeline, load
     from easyrec_mm.api.quantizing import quantize
     from easyrec_mm.api.run import Run
-    from easyrec_mm.api.searching import search
+    from easyrec_mm.api.searching import Index, search
     from easyrec_mm.api.serving import Server
     from easyrec_mm.errors import (
         CheckpointError,
@@ -39,6 +39,7 @@ _MODULES = {
     "load": "api.pipeline",
     "quantize": "api.quantizing",
     "Run": "api.run",
+    "Index": "api.searching",
     "search": "api.searching",
     "Server": "api.serving",
     "CheckpointError": "errors",
@@ -56,6 +57,7 @@ __all__ = [
     "ExportError",
     "Exported",
     "Groups",
+    "Index",
     "Pipeline",
     "Run",
     "Server",

@@ -1,167 +1,255 @@
-"""Finds the items whose pictures are nearest to a picture."""
+"""Finds the items nearest to a picture, a text, or another item."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from easyrec_mm.api.frames import is_frame, path_of, table_of
 from easyrec_mm.api.options import path_text, require_choice
-from easyrec_mm.errors import UserError, did_you_mean
+from easyrec_mm.errors import UserError
 from easyrec_mm.ranges import POSITIVE
-from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from easyrec_mm.embedding.image_model import PictureEmbedder
-    from easyrec_mm.store import Generation, Store
-    from easyrec_mm.store.search import Index, IndexKind, Neighbour, Query
+    from easyrec_mm.retrieval.metadata import Metadata
+    from easyrec_mm.retrieval.query import Sought
+    from easyrec_mm.retrieval.searcher import Hit, Ranking, Searcher, SearchOptions
+    from easyrec_mm.store.search import IndexKind
     from easyrec_mm.store.similarity import SimilarityName
 
 
-@dataclass(frozen=True)
-class Sought:
-    """The query of a search: a picture with the image model of the store's vectors, or an item of the store.
+class Index:
+    """The vectors of a store, loaded to be searched many times; a context manager.
 
-    fields  what the image model reads besides the picture: field -> its text
+    It searches the generation that is current when it is opened.
+
+    Args:
+      store: URI of the store.
+      image_model: folder of the image model that computed its vectors, for pictures and texts; searching by keys needs
+        none.
+      rec_model: folder of the exported rec model, if that is to rank.
+      metadata: columns of the items: a Parquet or CSV file, or a DataFrame.
+      metadata_key: its column with the keys of the store; by default "key".
+      similarity: "centred": cosine of the vectors less the mean of all; "whitened": also with the same variance in all
+        directions; "cosine": as they are stored.
+      kind: "exact", "hnsw", "ivf", or "auto": exact up to a million items, ivf above.
+
+    Raises:
+      UserError: if the store, a model or the metadata cannot be used.
     """
 
-    image: str = ""
-    key: str = ""
-    img_model_dir: str = ""
-    fields: Mapping[str, str] | None = None
+    def __init__(
+        self,
+        store: str,
+        *,
+        image_model: str | os.PathLike[str] = "",
+        rec_model: str | os.PathLike[str] = "",
+        metadata: str | os.PathLike[str] | pd.DataFrame | None = None,
+        metadata_key: str = "",
+        similarity: SimilarityName = "centred",
+        kind: IndexKind = "auto",
+    ) -> None:
+        _require_choices(similarity, kind, "Index: kind")
+        table = _table(metadata, metadata_key)
+        self._searcher = _searcher(store, image_model, rec_model, similarity, kind, table)
+        self._searcher.load()
+
+    def search(
+        self,
+        *,
+        picture: str | os.PathLike[str] | bytes = "",
+        text: str | None = None,
+        key: str | int = "",
+        fields: Mapping[str, str] | None = None,
+        k: int = 12,
+        filter: str = "",  # noqa: A002 - the flag has this name
+        request: Mapping[str, Any] | None = None,
+        candidates: int = 100,
+        rank_by: str = "",
+    ) -> pd.DataFrame:
+        """Return the items nearest to a picture, a text, both, or another item.
+
+        Args:
+          picture: a path, or the content of a picture file.
+          text: a text, such as a title, if the image model takes texts; with or without a picture.
+          key: key of an item in the store, in place of a picture or text.
+          fields: further fields that the image model reads: field -> its text.
+          k: how many items to return.
+          filter: a condition on the columns of the metadata, such as "category == 'shoes' and price < 50"; the nearest
+            k of the items that fulfil it are returned.
+          request: fields that all items have in common, as those of a user: the rec model ranks for them.
+          candidates: how many of the nearest the rec model scores.
+          rank_by: output of the rec model by which they are sorted; by default the first probability.
+
+        Returns:
+          Columns key, cosine (by the similarity), distance (of the vectors as they are stored), duplicate (what the
+          item is equal to, or ""), score (if the rec model ranks), and the columns of the metadata.
+
+        Raises:
+          UserError: if what is sought cannot be used.
+        """
+        from easyrec_mm.retrieval.query import Sought
+
+        k = POSITIVE.checked(k, "search: k")
+        content = picture if isinstance(picture, bytes) else path_text(picture, "search: picture")
+        # The key of an item in a store is a text; in a log it may be a number.
+        sought = Sought(str(key), content, text, _dict(fields, "fields"))
+        ranking = ranking_of(request, candidates, rank_by)
+        return _frame(self._searcher.search(sought, k, filter, ranking), self._searcher.options, ranking)
+
+    def close(self) -> None:
+        """Close the store."""
+        self._searcher.close()
+
+    def __len__(self) -> int:
+        """Return the number of items with a vector."""
+        return len(self._searcher.index.keys)
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def search(
     store: str,
     *,
     key: str | int = "",
-    image: str | os.PathLike[str] = "",
+    picture: str | os.PathLike[str] = "",
+    text: str | None = None,
     img_model_dir: str | os.PathLike[str] = "",
     fields: Mapping[str, str] | None = None,
     top_k: int = 12,
+    metadata: str | os.PathLike[str] | pd.DataFrame | None = None,
+    metadata_key: str = "",
+    filter: str = "",  # noqa: A002
+    rec_model_dir: str | os.PathLike[str] = "",
+    request: Mapping[str, Any] | None = None,
+    candidates: int = 100,
+    rank_by: str = "",
     similarity: SimilarityName = "centred",
     index: IndexKind = "auto",
+    image: str | os.PathLike[str] = "",
 ) -> pd.DataFrame:
-    """Return the items nearest to a picture or to an item, nearest first, as `easyrec-mm search` prints them.
+    """Return the items nearest to a picture, a text or an item, by an `Index` that is opened for one search.
 
     Args:
       store: URI of the store.
       key: key of an item in the store; or
-      image: a picture, and
+      picture, text: one of them or both, and
       img_model_dir: folder of the image model that computed the store's vectors.
-      fields: what the image model reads besides the picture: field -> its text.
-      top_k: how many items to find.
-      similarity: "centred": cosine of the vectors less the mean of all; "whitened": also with the same variance in all
-        directions; "cosine": as they are stored.
-      index: "exact", "hnsw", "ivf", or "auto": exact up to a million items, ivf above.
+      top_k: how many items to return.
+      metadata, metadata_key, similarity: see Index.
+      fields, filter, request, candidates, rank_by: see Index.search.
+      rec_model_dir: folder of the exported rec model, if that is to rank.
+      index: kind of the index, see Index.
+      image: another name of `picture`.
 
     Returns:
-      Columns key, cosine (by the similarity), distance (of the vectors as they are stored), and duplicate: what the
-      item is equal to, or "".
+      The columns of Index.search.
 
     Raises:
       UserError: if the key, the picture, the model or the store cannot be used.
     """
-    import pandas as pd
-
-    from easyrec_mm.store.search import IndexKind, Neighbour
-    from easyrec_mm.store.similarity import SimilarityName
-
-    require_choice(similarity, SimilarityName, "search: similarity")
-    require_choice(index, IndexKind, "search: index")
-    # The key of an item in a store is a text; in a log it may be a number.
-    key = str(key)
-    if bool(key) == bool(image):
-        raise UserError("search: give what to look for: key, or image with img_model_dir")
-    if fields is not None and not isinstance(fields, Mapping):
-        raise UserError(f"search: fields: is {fields!r}; give a dict of fields and their texts")
+    _require_choices(similarity, index, "search: index")
+    sought = _sought(str(key), path_text(picture, "search: picture"), path_text(image, "search: image"), text, fields)
     top_k = POSITIVE.checked(top_k, "search: top_k")
-    picture, folder = path_text(image, "search: image"), path_text(img_model_dir, "search: img_model_dir")
-    sought = Sought(picture, key, folder, fields)
-    _, nearest = find(path_text(store, "search: store"), sought, top_k, similarity, index)
-    return pd.DataFrame(nearest, columns=list(Neighbour._fields))
+    ranking = ranking_of(request, candidates, rank_by)
+    table = _table(metadata, metadata_key)
+    with closing(_searcher(store, img_model_dir, rec_model_dir, similarity, index, table)) as searcher:
+        return _frame(searcher.search(sought, top_k, filter, ranking), searcher.options, ranking)
 
 
-def find(
-    uri: str, sought: Sought, top_k: int, similarity: SimilarityName = "centred", kind: IndexKind = "auto"
-) -> tuple[Index, list[Neighbour]]:
-    """Return the index of a store's current vectors, and what is nearest; nothing if nothing is sought.
+def ranking_of(request: Mapping[str, Any] | None, candidates: int, rank_by: str) -> Ranking | None:
+    """Return how the rec model ranks; None without a request.
 
     Raises:
-      UserError: if what is sought does not exist, or the store cannot be used.
+      UserError: if there are no candidates, or an output is named without a request.
     """
-    from easyrec_mm.store import open_store
-    from easyrec_mm.store.generations import require_generation
-    from easyrec_mm.store.search import neighbours, read_index
+    from easyrec_mm.retrieval.searcher import Ranking
 
-    with closing(open_store(uri)) as store:
-        # The query comes first, so that a wrong key, path or model is reported before a large store is read.
-        query = _query_of_picture(sought, store) if sought.image else None
-        generation = require_generation(store.meta(), None, store.uri)
-        query = _query_of_key(sought.key, store, generation) if sought.key else query
-        index = read_index(store, generation, kind, similarity)
-        nearest = neighbours(store, generation, index, query, top_k) if query is not None else []
-    return index, nearest
+    if request is None:
+        if rank_by:
+            raise UserError("--rank_by: has no effect without --request; give the fields of the user")
+        return None
+    return Ranking(_dict(request, "request"), POSITIVE.checked(candidates, "search: candidates"), rank_by)
 
 
-def _query_of_key(key: str, store: Store, generation: Generation) -> Query:
-    from easyrec_mm.store import State
-    from easyrec_mm.store.records import NO_CONTENT
-    from easyrec_mm.store.search import Query
+def metadata_of(metadata: str | os.PathLike[str] | pd.DataFrame, key: str) -> Metadata:
+    """Return the columns of items from a file or a DataFrame.
 
-    vectors = store.get_many([key], generation)
-    if vectors.states[0] != State.PRESENT:
-        reason = "is an invalid picture, without a vector" if vectors.states[0] == State.ABSENT else "is not"
-        raise UserError(f"--key {key}: {reason} in the store {store.uri}; see easyrec-mm store stat")
-    return Query(vectors.vectors[0], store.hashes(generation, [key])[0] or NO_CONTENT, key)
+    Raises:
+      UserError: if they cannot be read.
+    """
+    from easyrec_mm.retrieval.metadata import DEFAULT_KEY, Metadata, read_metadata
 
-
-def _query_of_picture(sought: Sought, store: Store) -> Query:
-    """Compute the vector of a picture with an image model, which must be that of the store's vectors."""
-    if not sought.img_model_dir:
-        raise UserError("--image: give the image model with --img_model_dir")
-    import_tensorflow()
-    from easyrec_mm.data.picture_reader import PictureReader
-    from easyrec_mm.embedding.embed import hash_of_item
-    from easyrec_mm.embedding.image_model import PictureEmbedder
-    from easyrec_mm.store.search import Query
-
-    embedder = PictureEmbedder(sought.img_model_dir)
-    generation = store.meta().current_generation
-    if generation is not None and generation.fingerprint != embedder.fingerprint:
-        raise UserError(
-            f"--img_model_dir {sought.img_model_dir}: is image tower {embedder.fingerprint[:12]}, but "
-            f"generation {generation.number} of {store.uri} is of {generation.fingerprint[:12]}; give the model that "
-            "computed these vectors"
-        )
-    texts = dict(sought.fields or {})
-    values = _field_values(texts, embedder)
-    paths = [os.fsencode(path) for path in embedder.paths(sought.image)]
-    contents, problems = PictureReader().read(paths, embedder.schema.image.max_pixels)
-    read = [content for row, content in enumerate(contents) if row not in problems]
-    (vector,) = embedder.embed([read], values)
-    if vector is None:
-        raise UserError(f"--image {sought.image}: cannot be read as a picture")
-    return Query(vector, hash_of_item(read, [texts[name] for name in embedder.fields]))
+    if not is_frame(metadata):
+        return read_metadata(path_of(metadata, "metadata"), key)
+    table = table_of(metadata, "metadata", [str(column) for column in metadata.columns])
+    return Metadata(table, key or DEFAULT_KEY, "the DataFrame metadata")
 
 
-def _field_values(texts: Mapping[str, str], embedder: PictureEmbedder) -> dict[str, list[Any]]:
-    """Return the values of the fields that the image model reads."""
-    for name in texts:
-        if name not in embedder.fields:
-            hint = did_you_mean(name, embedder.fields)
-            raise UserError(f"--field {name}: the image model takes no such field; {hint}")
-    values: dict[str, list[Any]] = {}
-    for name in embedder.fields:
-        if name not in texts:
-            raise UserError(f"--image: the image model also takes '{name}'; give it with --field {name}=VALUE")
-        field = embedder.schema.field(name)
-        try:
-            values[name] = [field.value(texts[name])]
-        except ValueError as error:
-            raise UserError(f"--field {name}={texts[name]}: not a value of type {field.dtype}; correct it") from error
-    return values
+def _sought(key: str, picture: str, image: str, text: str | None, fields: Mapping[str, str] | None) -> Sought:
+    from easyrec_mm.retrieval.query import Sought
+
+    if picture and image:
+        raise UserError("search: image is another name of picture; give one of them")
+    sought = Sought(key, picture or image, text, _dict(fields, "fields"))
+    if bool(key) == sought.is_embedded:
+        raise UserError("search: give what to look for: key, or picture or text with img_model_dir")
+    return sought
+
+
+def _dict(values: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    if values is not None and not isinstance(values, Mapping):
+        raise UserError(f"search: {name}: is {values!r}; give a dict of fields and their values")
+    return dict(values or {})
+
+
+def _table(metadata: str | os.PathLike[str] | pd.DataFrame | None, key: str) -> Metadata | None:
+    return None if metadata is None else metadata_of(metadata, key)
+
+
+def _searcher(
+    store: str,
+    image_model: str | os.PathLike[str],
+    rec_model: str | os.PathLike[str],
+    similarity: SimilarityName,
+    kind: IndexKind,
+    metadata: Metadata | None,
+) -> Searcher:
+    from easyrec_mm.retrieval.searcher import Searcher, SearchOptions
+
+    models = path_text(image_model, "search: image model"), path_text(rec_model, "search: rec model")
+    return Searcher(SearchOptions(path_text(store, "search: store"), *models, similarity, kind, metadata))
+
+
+def _require_choices(similarity: object, kind: object, name: str) -> None:
+    from easyrec_mm.store.search import IndexKind
+    from easyrec_mm.store.similarity import SimilarityName
+
+    require_choice(similarity, SimilarityName, f"{name.partition(':')[0]}: similarity")
+    require_choice(kind, IndexKind, name)
+
+
+def _frame(hits: list[Hit], options: SearchOptions, ranking: Ranking | None) -> pd.DataFrame:
+    """Return hits as a table. A column of the metadata with a name of a figure is left out."""
+    import pandas as pd
+
+    from easyrec_mm.store.search import Neighbour
+
+    frame = pd.DataFrame([hit.neighbour for hit in hits], columns=list(Neighbour._fields))
+    if ranking is not None:
+        frame["score"] = pd.Series([hit.score for hit in hits], dtype=float)
+    for name in options.metadata.columns if options.metadata else ():
+        if name not in frame.columns:
+            frame[name] = [hit.values[name] for hit in hits]
+    return frame

@@ -22,6 +22,7 @@ from easyrec_mm.manifest import (
     IMAGE_VECTOR,
     PICTURE_ITEM,
     PIXELS,
+    TEXT_TOKENS,
     Manifest,
     local_export,
     read_manifest,
@@ -32,6 +33,8 @@ from easyrec_mm.schema import Schema
 Runtime = Literal["auto", "onnx", "tensorflow"]
 _NUMPY_TYPES = {"int64": np.int64, "bool": np.bool_, "float32": np.float32}
 _TRIALS, _TRIAL_ITEMS = 3, 64
+# A text of a trial.
+_WORDS = "some words"
 
 
 class _Items(NamedTuple):
@@ -142,6 +145,8 @@ class ImageModel:
 
     def _run_onnx(self, items: _Items) -> np.ndarray:
         inputs = {**items.pictures(self._input), **self._onnx_inputs(items.fields, items.owner, items.number)}
+        if TEXT_TOKENS in inputs and (inputs[TEXT_TOKENS] < 0).all():
+            return self._run_tensorflow(items)  # no text has a word; as for no picture
         vectors: np.ndarray = self._session.run([IMAGE_VECTOR], inputs)[0]
         return vectors
 
@@ -186,12 +191,24 @@ class PictureEmbedder:
         self.schema = self._model.manifest.schema
         image = self.schema.image
         # This chooses the runtime now, instead of during the first request.
-        self._model.embed(np.zeros((1, image.height, image.width, image.channels), np.uint8))
+        texts = () if self.schema.text is None else self.schema.text.inputs
+        values = {name: [_WORDS if name in texts else self.schema.field(name).default_value] for name in self.fields}
+        self._model.embed(np.zeros((1, image.height, image.width, image.channels), np.uint8), values)
         self._pictures = PictureLoader(image, decode=self._model.decode)
 
     def paths(self, key: str) -> list[str]:
         """Return the paths of the pictures that a key names."""
         return self._model.paths(key)
+
+    def embed_texts(self, fields: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """Return the vectors `[K, D]` of items without a picture.
+
+        Args:
+          fields: values `[K]` of `fields`.
+        """
+        image = self.schema.image
+        nothing = np.zeros((0, image.height, image.width, image.channels), np.uint8)
+        return self._model.embed(nothing, fields, np.zeros(0, np.int64))
 
     def embed(
         self, pictures: Sequence[Sequence[bytes]], fields: Mapping[str, Sequence[Any]] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from easyrec_mm.files import StorageError, join, put_text, read
 from easyrec_mm.pages.render import render
 from easyrec_mm.store import Generation, Store
 from easyrec_mm.store.records import NO_CONTENT
-from easyrec_mm.store.similarity import PLAIN, Similarity, SimilarityName, fit
+from easyrec_mm.store.similarity import PLAIN, ROWS_AT_A_TIME, Similarity, SimilarityName, fit
 
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
 # Up to this number of vectors, each query is compared with all of them.
@@ -109,12 +109,35 @@ class Index:
         cosines, rows = self._index.search(units, min(top_k, len(self.keys)))
         return rows, cosines
 
-    def nearest(self, vector: NDArray[Any], top_k: int, without: str | None = None) -> list[tuple[str, float]]:
-        """Return keys and cosines of the items nearest to a vector `[D]`, nearest first, except the item `without`."""
+    def nearest(
+        self, vector: NDArray[Any], top_k: int, without: str | None = None, among: NDArray[Any] | None = None
+    ) -> list[tuple[str, float]]:
+        """Return keys and cosines of the items nearest to a vector `[D]`, nearest first.
+
+        Args:
+          vector: the vector.
+          top_k: number of items.
+          without: key of an item that is left out.
+          among: rows of the items that come into question, which are all compared, whatever the kind of the index;
+            None for all items.
+        """
         units = self.similarity.unit(vector[None]).astype(np.float32)
-        rows, cosines = self.search(units, top_k + (without is not None))
-        pairs = [(self.keys[row], float(cosine)) for row, cosine in zip(rows[0], cosines[0], strict=True) if row >= 0]
+        number = top_k + (without is not None)
+        if among is None:
+            rows, cosines = (found[0] for found in self.search(units, number))
+        else:
+            rows, cosines = self._search_among(units[0], number, among)
+        pairs = [(self.keys[row], float(cosine)) for row, cosine in zip(rows, cosines, strict=True) if row >= 0]
         return [(key, cosine) for key, cosine in pairs if key != without][:top_k]
+
+    def _search_among(self, unit: NDArray[Any], number: int, among: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the rows nearest to a vector of `similarity` among some, nearest first, and their cosines."""
+        cosines = np.empty(len(among), np.float32)
+        for start in range(0, len(among), ROWS_AT_A_TIME):  # a copy of all rows may not fit into memory
+            part = slice(start, start + ROWS_AT_A_TIME)
+            cosines[part] = self.vectors[among[part]] @ unit
+        order = np.argsort(-cosines, kind="stable")[:number]
+        return among[order], cosines[order]
 
     def recall(self, top_k: int) -> float:
         """Return the share of the true `top_k` neighbours that the index finds, for a sample of its own vectors.
@@ -172,7 +195,14 @@ def read_index(
     return Index(keys, stacked, kind, fit(similarity, stacked))
 
 
-def neighbours(store: Store, generation: Generation, index: Index, query: Query, top_k: int) -> list[Neighbour]:
+def neighbours(
+    store: Store,
+    generation: Generation,
+    index: Index,
+    query: Query,
+    top_k: int,
+    among: NDArray[Any] | None = None,
+) -> list[Neighbour]:
     """Return the items nearest to a query, nearest first, except itself.
 
     Args:
@@ -181,11 +211,12 @@ def neighbours(store: Store, generation: Generation, index: Index, query: Query,
       index: of all vectors of the generation.
       query: what to look for.
       top_k: number of items.
+      among: rows of the index that come into question; None for all.
 
     Raises:
       StoreError: if the generation is removed meanwhile.
     """
-    nearest = index.nearest(query.vector, top_k, query.key)
+    nearest = index.nearest(query.vector, top_k, query.key, among)
     keys = [key for key, _ in nearest]
     vectors = store.get_many(keys, generation).vectors
     hashes = store.hashes(generation, keys)
@@ -293,6 +324,7 @@ def write_page(
     image_root: str,
     about: Sequence[str],
     thumbnail_of: Callable[[bytes], bytes | None],
+    path_of: Mapping[str, str],
 ) -> None:
     """Write a self-contained page of pictures, which embeds them as thumbnails.
 
@@ -300,17 +332,18 @@ def write_page(
       path: file to write.
       query: name of the query.
       query_path: path of the query's picture.
-      neighbours: the found items, whose keys are paths.
+      neighbours: the found items.
       image_root: folder in which relative paths start.
       about: what the figures mean, a paragraph each.
       thumbnail_of: a picture file -> a small JPEG; None for a file that is not a good picture.
+      path_of: key of an item -> path of its picture.
 
     Raises:
       UserError: if the page cannot be written.
     """
     figures = [{"key": query, "rank": 0, "picture": _thumbnail(query_path, thumbnail_of)}]
     for rank, neighbour in enumerate(neighbours, 1):
-        picture = _thumbnail(join(image_root, neighbour.key), thumbnail_of)
+        picture = _thumbnail(join(image_root, path_of[neighbour.key]), thumbnail_of)
         figures.append(neighbour._asdict() | {"rank": rank, "picture": picture})
     page = render("search.html", title=f"Nearest to {query}", side=THUMBNAIL, about=about, figures=figures)
     try:
