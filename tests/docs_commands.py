@@ -48,6 +48,9 @@ NOT_RUN = {
     r"^easyrec-mm tune": "trains several models; tests/test_tune_search.py",
     r"^easyrec-mm report": "takes half a minute; tests/test_report.py opens the page in a browser",
     r"^tensorboard": "is a server that does not end; tests/test_tensorboard.py reads what it would show",
+    r"^easyrec-mm search .*--text": "needs a model of items with a text; tests/test_search_texts.py",
+    r"^easyrec-mm search .*--request": "needs the fields of a user; tests/test_search_ranked.py",
+    r"^easyrec-mm search --serve": "is a server that does not end; tests/test_search_page.py opens its page",
     r"^easyrec-mm worth": "trains three models; tests/test_worth.py",
     r"^easyrec-mm replay": "needs a step that failed; tests/test_replay.py",
     r"^easyrec-mm (export .*--delta_from|apply-delta)": "needs a second training and export; tests/test_delta_flow.py",
@@ -231,7 +234,9 @@ def add_other_files(folder: Path) -> None:
     shutil.copytree(folder / "grouped_model", folder / "other_model_dir")
     keys = sorted(f"images/{path.name}" for path in (folder / "shop/images").iterdir())
     shutil.copy(folder / "shop" / keys[0], folder / "new.jpg")
-    pq.write_table(pa.table({"img_path": keys}), folder / "items.parquet")
+    numbers = range(len(keys))
+    columns = {"category": [("shoes", "bags")[i % 2] for i in numbers], "price": [float(i) for i in numbers]}
+    pq.write_table(pa.table({"img_path": keys, **columns}), folder / "items.parquet")
     titles = {"key": keys, "item_id": keys, "vector": [[0.1 * i, 0.5, 1.0] for i in range(len(keys))]}
     pq.write_table(pa.table(titles), folder / "titles.parquet")
     (folder / "labels.csv").write_text("key,label\n" + "".join(f"{key},{i % 2}\n" for i, key in enumerate(keys)))

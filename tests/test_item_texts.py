@@ -10,6 +10,7 @@ from flow_helpers import run
 from text_helpers import text_training, title_of, write_titles
 from training_helpers import NUM_GROUPS, make_training_data, optimizer, use_backbone_of_three_stages
 
+import easyrec_mm as er
 from easyrec_mm.store import open_store
 from easyrec_mm.store.records import State
 
@@ -179,6 +180,13 @@ def test_the_split_is_equal_and_its_vectors_are_stored(data, tmp_path, split):
     expected = np.where(np.array(absent)[:, None], 0, batch_vectors)
     np.testing.assert_allclose(stored.vectors, expected, atol=1e-5)
     np.testing.assert_allclose(by_runtime["onnx"].vectors, expected, atol=1e-5)
+    if split == "text alone":
+        with er.Index(store, image_model=out / "img", similarity="cosine") as index:
+            nearest = index.search(text=title_of(1))
+            assert nearest["key"][0] == "k1"
+            assert nearest["distance"][0] == pytest.approx(0, abs=1e-5)
+            with pytest.raises(er.UserError, match="takes texts alone; leave the picture out, and give --text"):
+                index.search(picture=data / picture_of(data, file, 0))
 
 
 def picture_of(data, file, group):

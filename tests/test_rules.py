@@ -72,6 +72,7 @@ MAY_IMPORT = {
     "report": "errors safe_text pages schema stable_hash files features store config formats runs data network "
     "evaluation explain stats protos",
     "serving": "console errors ranges safe_text schema tensorflow_import files manifest features store embedding",
+    "retrieval": "errors pages schema tensorflow_import files manifest store embedding data serving",
     "api": "console exit_status errors ranges tensorflow_import tasks files distribution",
     "cli": "api console exit_status errors ranges safe_text tensorflow_import tasks files worth",
     "__main__": "cli",

@@ -164,7 +164,7 @@ def test_the_command_by_labels(exported, store, tmp_path, capsys):
         (["--key", "no"], "--key no: is not in the store"),
         (["--key", "bad.jpg"], "--key bad.jpg: is an invalid picture"),
         (["--image", "x.jpg"], "give the image model with --img_model_dir"),
-        (["--image", "x.jpg", "--img_model_dir", "IMAGE"], "--image x.jpg: cannot be read as a picture"),
+        (["--image", "x.jpg", "--img_model_dir", "IMAGE"], "--picture x.jpg: cannot be read as a picture"),
     ],
 )
 def test_what_cannot_be_looked_for(exported, store, capsys, flags, message):
