@@ -51,7 +51,7 @@ EXPLAINED_IN = {
     "embed": "export.md",
     "store": "export.md",
     "quantize": "semantic_ids.md",
-    "search": "serving.md",
+    "search": "search.md",
     "weights": "pretrained.md",
     "serve": "serving.md",
 }
