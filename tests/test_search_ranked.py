@@ -101,10 +101,10 @@ def test_ranking_gives_the_scores_of_the_server(index, items, exported, serving_
         ({"request": {"no": 1}}, "no field 'no'"),
         ({"request": {}, "rank_by": "probs_clik"}, "--rank_by probs_clik: is not an output .*; did you mean"),
         ({"rank_by": "probs_click"}, "--rank_by: has no effect without --request"),
-        ({"request": {}, "candidates": 0}, "--candidates 0: give a number from 1"),
+        ({"request": {}, "candidates": 0}, "search: candidates: is 0; give"),
         ({"text": "shoes", "key": ""}, "takes no text; give a picture, or a model of items with a text"),
         ({"filter": "prize < 3"}, "--filter: the DataFrame metadata has no column 'prize'; did you mean 'price'"),
-        ({"k": 0}, "k: is 0; give a number from 1"),
+        ({"k": 0}, "search: k: is 0; give"),
     ],
 )
 def test_searches_that_are_refused(index, exported, arguments, message):

@@ -98,7 +98,7 @@ class Index:
         k = POSITIVE.checked(k, "search: k")
         content = picture if isinstance(picture, bytes) else path_text(picture, "search: picture")
         # The key of an item in a store is a text; in a log it may be a number.
-        sought = Sought(str(key), content, text, _fields(fields))
+        sought = Sought(str(key), content, text, _dict(fields, "fields"))
         ranking = ranking_of(request, candidates, rank_by)
         return _frame(self._searcher.search(sought, k, filter, ranking), self._searcher.options, ranking)
 
@@ -160,9 +160,7 @@ def search(
       UserError: if the key, the picture, the model or the store cannot be used.
     """
     _require_choices(similarity, index, "search: index")
-    sought = _sought(
-        str(key), path_text(picture, "search: picture"), path_text(image, "search: image"), text, _fields(fields)
-    )
+    sought = _sought(str(key), path_text(picture, "search: picture"), path_text(image, "search: image"), text, fields)
     top_k = POSITIVE.checked(top_k, "search: top_k")
     ranking = ranking_of(request, candidates, rank_by)
     table = _table(metadata, metadata_key)
@@ -182,7 +180,7 @@ def ranking_of(request: Mapping[str, Any] | None, candidates: int, rank_by: str)
         if rank_by:
             raise UserError("--rank_by: has no effect without --request; give the fields of the user")
         return None
-    return Ranking(dict(request), POSITIVE.checked(candidates, "search: candidates"), rank_by)
+    return Ranking(_dict(request, "request"), POSITIVE.checked(candidates, "search: candidates"), rank_by)
 
 
 def metadata_of(metadata: str | os.PathLike[str] | pd.DataFrame, key: str) -> Metadata:
@@ -199,21 +197,21 @@ def metadata_of(metadata: str | os.PathLike[str] | pd.DataFrame, key: str) -> Me
     return Metadata(table, key or DEFAULT_KEY, "the DataFrame metadata")
 
 
-def _sought(key: str, picture: str, image: str, text: str | None, fields: dict[str, str]) -> Sought:
+def _sought(key: str, picture: str, image: str, text: str | None, fields: Mapping[str, str] | None) -> Sought:
     from easyrec_mm.retrieval.query import Sought
 
     if picture and image:
         raise UserError("search: image is another name of picture; give one of them")
-    sought = Sought(key, picture or image, text, fields)
+    sought = Sought(key, picture or image, text, _dict(fields, "fields"))
     if bool(key) == sought.is_embedded:
         raise UserError("search: give what to look for: key, or picture or text with img_model_dir")
     return sought
 
 
-def _fields(fields: Mapping[str, str] | None) -> dict[str, str]:
-    if fields is not None and not isinstance(fields, Mapping):
-        raise UserError(f"search: fields: is {fields!r}; give a dict of fields and their texts")
-    return dict(fields or {})
+def _dict(values: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    if values is not None and not isinstance(values, Mapping):
+        raise UserError(f"search: {name}: is {values!r}; give a dict of fields and their values")
+    return dict(values or {})
 
 
 def _table(metadata: str | os.PathLike[str] | pd.DataFrame | None, key: str) -> Metadata | None:
@@ -230,16 +228,8 @@ def _searcher(
 ) -> Searcher:
     from easyrec_mm.retrieval.searcher import Searcher, SearchOptions
 
-    return Searcher(
-        SearchOptions(
-            path_text(store, "search: store"),
-            path_text(image_model, "search: image model"),
-            path_text(rec_model, "search: rec model"),
-            similarity,
-            kind,
-            metadata,
-        )
-    )
+    models = path_text(image_model, "search: image model"), path_text(rec_model, "search: rec model")
+    return Searcher(SearchOptions(path_text(store, "search: store"), *models, similarity, kind, metadata))
 
 
 def _require_choices(similarity: object, kind: object, name: str) -> None:

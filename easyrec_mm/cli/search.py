@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 HELP = "find the items that are nearest to a picture, a text or another item"
 # Signs of a column that are printed at most.
 _MOST_SIGNS = 40
+# Types of values that JSON has.
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def add_flags(parser: f.Parser) -> None:
@@ -227,8 +229,14 @@ def _show(hits: list[Hit]) -> None:
         lines.append(f"{rank:>4}  {figures}  {neighbour.key}{duplicate}{columns}")
     if not hits:
         lines.append("no item fulfils the filter")
-    found = [{**hit.values, **hit.neighbour._asdict()} | ({"score": hit.score} if is_ranked else {}) for hit in hits]
-    tell_result("\n".join(lines), nearest=found)
+    tell_result("\n".join(lines), nearest=[_fields(hit) for hit in hits])
+
+
+def _fields(hit: Hit) -> dict[str, object]:
+    """Return what --json_logs has of an item."""
+    ranked = {} if hit.score is None else {"score": hit.score}
+    columns = {name: value if isinstance(value, _PLAIN) else str(value) for name, value in hit.values.items()}
+    return {**hit.neighbour._asdict(), **ranked, **({"columns": columns} if columns else {})}
 
 
 def _printed(value: object) -> str:
