@@ -111,7 +111,8 @@ def test_good_settings_pass(load, changes):
 @pytest.mark.parametrize("message", [ImgModel, ImageLoss, Augmentation, Descriptors])
 def test_each_field_is_in_good_settings(load, message):
     texts = " ".join(str(load(overrides=changes).config.model_config) for changes in GOOD.values())
-    for name in message.DESCRIPTOR.fields_by_name:
+    # The loss of pictures and texts needs texts, see test_item_texts.py.
+    for name in set(message.DESCRIPTOR.fields_by_name) - {"text_contrastive"}:
         assert f"{name}:" in texts or f"{name} {{" in texts, name
 
 

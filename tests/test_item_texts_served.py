@@ -131,7 +131,8 @@ def test_tensorboard_has_the_vectors_texts_and_weights_of_items(case):
     for item in inputs.batches(banks_of=lambda step: banks):
         shown.add(item, case.model.predict(item.batch, banks))
         images = case.model.image_vectors(item.batch, banks=banks)
-        fused = case.model.parts.of_batch(images, item.batch.contents, False, banks).numpy()
+        of_texts = case.model.parts.texts(item.batch.contents, False, banks)
+        fused = case.model.parts.of_batch(images, of_texts, False).numpy()
         texts = item.batch.contents["text"]
         by_image = texts.values.numpy()[texts.of_image.numpy()]
         for image, has_picture in enumerate(item.batch.images.has_picture.numpy()):

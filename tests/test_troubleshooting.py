@@ -31,6 +31,7 @@ OF_OTHERS = {
 PUT_TOGETHER = {
     ("items", "have", "two"), ("is", "nan", "at"), ("are", "NaN", "at"), ("already", "in", "use"),
     ("--workers", "names", "worker"), ("but", "this", "machine"), ("they", "contain", "halves"),
+    ("or", "add", "--refit"),
 }  # fmt: skip
 # What stands before a message.
 LEVEL = re.compile(r"^(note|warning|error): ")

@@ -216,16 +216,6 @@ class PictureEmbedder:
         nothing = np.zeros((0, image.height, image.width, image.channels), np.uint8)
         return self._model.embed(nothing, fields, np.zeros(0, np.int64))
 
-    def embed_texts(self, fields: Mapping[str, Sequence[Any]]) -> np.ndarray:
-        """Return the vectors `[K, D]` of items without a picture.
-
-        Args:
-          fields: values `[K]` of `fields`.
-        """
-        image = self.schema.image
-        nothing = np.zeros((0, image.height, image.width, image.channels), np.uint8)
-        return self._model.embed(nothing, fields, np.zeros(0, np.int64))
-
     def embed(
         self, pictures: Sequence[Sequence[bytes]], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> list[np.ndarray | None]:
