@@ -46,6 +46,7 @@ NOT_RUN = {
     r"--engine spark|redis://": "needs a cluster or a server; tests/test_tasks_spark.py and tests/test_store.py",
     r"--workers host0:2222": "needs several machines; tests/test_cluster.py",
     r"--watch\b": "waits for a training; tests/test_watch.py",
+    r"^easyrec-mm pretrain": "needs labelled pictures; tests/test_pretraining.py",
     r"^easyrec-mm tune": "trains several models; tests/test_tune_search.py",
     r"^easyrec-mm report": "takes half a minute; tests/test_report.py opens the page in a browser",
     r"^tensorboard": "is a server that does not end; tests/test_tensorboard.py reads what it would show",

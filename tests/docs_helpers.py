@@ -116,6 +116,28 @@ eval_input_path: "y"
 _OPTIMIZER = "adam_optimizer { learning_rate { constant_learning_rate {} } }"
 
 
+# A config around a fragment of pretrain_config.
+_PRETRAINING = """
+model_dir: "m"
+data_config { input_type: ParquetInput }
+feature_config {
+  features { input_names: "picture" feature_type: ImgFeature img_shape { width: 64 height: 64 } }
+  features { input_names: "title" feature_type: TextFeature }
+}
+model_config {
+  model_class: "E2E_MM_DBMTL"
+  feature_groups { group_name: "img" feature_names: "picture" }
+  feature_groups { group_name: "text" feature_names: "title" }
+  e2e_mm_dbmtl {}
+}
+pretrain_config { data_sets { name: "all" input_path: "all.csv" label: "kind" } ... }
+train_config {
+  optimizer_config { adam_optimizer { learning_rate { constant_learning_rate {} } } }
+  num_steps: 1
+}
+"""
+
+
 def whole_config(fragment: str) -> str:
     """Return a config with a fragment in it, and what the fragment takes for granted: fields, features, an optimizer.
 
@@ -124,6 +146,10 @@ def whole_config(fragment: str) -> str:
     fragment = re.sub(r"(\w+_optimizer) \{ \.\.\. \}", r"\1 { learning_rate { constant_learning_rate {} } }", fragment)
     fragment = fragment.replace("...", "")
     names = re.findall(r"^\s*(\w+)", fragment, re.MULTILINE)
+    if "pretrain_config" in fragment:
+        return fragment
+    if names and names[0] in ("data_sets", "contrastive"):
+        return _PRETRAINING.replace("...", fragment)
     before, after = _PLACES.get(names[0] if names else "", ("", ""))
     part = text_format.Parse(f"{before}\n{fragment}\n{after}", EasyRecConfig())
     own = {feature.feature_name or feature.input_names[0] for feature in part.feature_config.features}

@@ -33,6 +33,7 @@ OTHER = {
     ("docs/metrics.md", "auc_click"): "output of eval",
     ("docs/pretrained.md", "  a picture of banana"): "output of weights fetch",
     ("docs/pretrained.md", "  similarity of"): "output of weights fetch",
+    ("docs/pretraining.md", "picture,product,kind"): "lines of a table",
     ("docs/training.md", "training: 484 steps"): "output of train",
     ("docs/training.md", "restored: embedding/city"): "output of train",
     ("docs/training.md", "step 2 computed loss inf"): "output of replay",

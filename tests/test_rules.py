@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "data": "errors safe_text schema stable_hash tasks files features store formats distribution runs protos",
     "grouping": "errors ranges safe_text schema stable_hash spark files features config formats protos",
     "network": "errors features schema weights distribution config data protos",
+    "pretraining": "errors stable_hash files config formats data protos",
     "embedding": "errors ranges safe_text schema tasks spark files manifest features store formats runs data",
     "extraction": "errors schema tasks spark files features store weights data network embedding protos",
     "evaluation": "errors safe_text schema stable_hash tasks spark files manifest features store distribution config "

@@ -38,6 +38,7 @@ EXPLAINED_IN = {
     "convert": "grouping.md",
     "check": "troubleshooting.md",
     "stats": "stats.md",
+    "pretrain": "pretraining.md",
     "train": "training.md",
     "tune": "tuning.md",
     "replay": "training.md",

@@ -77,6 +77,7 @@ def evaluate(
     from easyrec_mm.evaluation.report import write_result
     from easyrec_mm.runs.model_dir import EVAL_BAD_RECORDS, EVAL_RESULT
 
+    pipeline = _prepared(pipeline, other, replicas)
     data = reading(pipeline, data_settings)
     trained = load_trained(pipeline, chosen, EVAL_BAD_RECORDS, replicas, names)
     with trained.folder.logs_put(), closing(trained.vectors):
@@ -88,9 +89,8 @@ def evaluate(
             with closing(second.vectors):
                 results = evaluate_and_compare(first, second, path, setting, trained.bad_records)
         else:
-            results = Evaluator(
-                trained.model, data.config, path, setting, trained.bad_records, trained.vectors, confidence=True
-            ).run()
+            evaluated = trained.model, data.config, path, setting, trained.bad_records, trained.vectors
+            results = Evaluator(*evaluated, confidence=True).run()
         if not results["num_samples"]:
             raise UserError(f"{setting} {path}: has no samples to evaluate; give other files")
         if replicas is None or replicas.number == 0:
@@ -98,6 +98,21 @@ def evaluate(
     if replicas is not None:
         replicas.agree(0)  # a worker that ends while the first one still writes would be missed
     return Evaluation(results, trained.name, trained.bad_records.summary())
+
+
+def _prepared(pipeline: Pipeline, other: Compared, replicas: Replicas | None) -> Pipeline:
+    """Return a pipeline; that of a pre-training with what its data sets say, whose tables are written.
+
+    Raises:
+      UserError: if a pre-training is to be compared.
+    """
+    if not pipeline.config.HasField("pretrain_config"):
+        return pipeline
+    from easyrec_mm.pretraining.tables import prepared
+
+    if other.path:
+        raise UserError("--compare: compares predictions of clicks, which a pre-training does not make; remove it")
+    return prepared(pipeline, writes=replicas is None or replicas.number == 0)
 
 
 def _open(other: Compared, dtype: str, data_settings: Mapping[str, Any] | None) -> Contender:

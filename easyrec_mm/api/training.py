@@ -66,9 +66,14 @@ def train(
         from easyrec_mm.distribution.local_workers import run_workers
 
         return Ended(run_workers(local, sys.stdout, sys.stderr))
+    import_tensorflow()
+    if pipeline.config.HasField("pretrain_config"):
+        from easyrec_mm.pretraining.tables import prepared
+
+        # Before the workers meet, after which all of them read the tables.
+        pipeline = prepared(pipeline, writes=cluster is None or cluster.number == 0)
     for note in pipeline.notes if tells_notes else ():
         warn(f"note: {note}")
-    import_tensorflow()
     replicas = join_workers(cluster, pipeline, workers.wait_s)
     from easyrec_mm.distribution.joining import lost_workers_named
     from easyrec_mm.files.lock import locked

@@ -56,7 +56,7 @@ def run(flags: f.Flags) -> int:
     """Evaluate one checkpoint, two models, or all checkpoints of a training."""
     if flags.compare_config and not flags.compare:
         raise UserError("--compare_config: has no effect without --compare; give both or neither")
-    pipeline = load_quietly(flags)
+    pipeline = load_quietly(flags, commands=["eval"])
     cluster = cluster_of(pipeline, flags.workers, flags.worker_index)
     if cluster is not None and (flags.compare or flags.watch):
         flag = "--compare" if flags.compare else "--watch"

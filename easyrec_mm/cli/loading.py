@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from easyrec_mm.api.loading import Chosen
 from easyrec_mm.cli.flags import Flags
+from easyrec_mm.errors import UserError
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -22,11 +23,19 @@ def load_config(flags: Flags, overrides: Sequence[Override] = ()) -> Pipeline:
     return pipeline
 
 
-def load_quietly(flags: Flags, overrides: Sequence[Override] = ()) -> Pipeline:
-    """Load and check the config, changed by `overrides` and then by --set, without notes and without TensorFlow."""
+def load_quietly(flags: Flags, overrides: Sequence[Override] = (), commands: Sequence[str] = ()) -> Pipeline:
+    """Load and check the config, changed by `overrides` and then by --set, without notes and without TensorFlow.
+
+    Raises:
+      UserError: if it is a config of pre-training, and the command is not one of `commands`.
+    """
     from easyrec_mm.config.pipeline import load_pipeline
 
-    return load_pipeline(flags.pipeline_config, [*overrides, *flags.set], flags.ignore_unsupported)
+    pipeline = load_pipeline(flags.pipeline_config, [*overrides, *flags.set], flags.ignore_unsupported)
+    if pipeline.config.HasField("pretrain_config") and flags.command not in commands:
+        todo = "train it by easyrec-mm pretrain, and name its model_dir as fine_tune_checkpoint of a ranking"
+        raise UserError(f"{pipeline.path}: pretrain_config: {flags.command} takes the config of a ranking; {todo}")
+    return pipeline
 
 
 def go_on_with(pipeline: Pipeline) -> None:

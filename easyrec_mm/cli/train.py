@@ -65,7 +65,11 @@ def load(arguments: Sequence[str], path: str | None = None) -> Pipeline:
 
 def run(flags: f.Flags) -> int:
     """Train until the end or a signal."""
-    pipeline = load_quietly(flags, overrides(flags))
+    return run_pipeline(load_quietly(flags, overrides(flags)), flags)
+
+
+def run_pipeline(pipeline: Pipeline, flags: f.Flags) -> int:
+    """Train a config until the end or a signal; `flags` are those of the command, which names the workers."""
     ended = train(pipeline, flags.arguments, f.workers_of(flags))
     if ended.step is not None:
         text = f"step {ended.step}; checkpoint {ended.checkpoint}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple, get_args
 
+from easyrec_mm.config.pretraining import is_pretraining, pretraining_metrics
 from easyrec_mm.config.rules import names_in
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos import options_pb2
@@ -58,6 +59,8 @@ def named_metrics(config: EasyRecConfig, schema: Schema) -> list[NamedMetric]:
 
 def evaluation_metrics(config: EasyRecConfig, schema: Schema) -> dict[str, str]:
     """Return the name of each numeric result -> the kind of its metric, such as "auc", in the order of the towers."""
+    if is_pretraining(config):
+        return pretraining_metrics(config)
     return {metric.name: metric.kind for metric in named_metrics(config, schema)}
 
 

@@ -73,7 +73,8 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
     if model.e2e_mm_dbmtl.HasField("highway_dnn") and groups.image_group not in ("", highway):
         place = "model_config.e2e_mm_dbmtl.highway_dnn.input"
         problems.unknown(place, "image group", highway, [groups.image_group])
-    if all(is_of_groups(group, named) or group.wide_deep not in _IS_DEEP for group in model.feature_groups):
+    has_deep = not all(is_of_groups(group, named) or group.wide_deep not in _IS_DEEP for group in model.feature_groups)
+    if model.e2e_mm_dbmtl.task_towers and not has_deep:
         problems.add("model_config.feature_groups", "has no DEEP group; add one that names the features of the network")
     return groups
 

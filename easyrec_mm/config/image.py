@@ -87,7 +87,8 @@ def check_image_tower(config: EasyRecConfig, schema: Schema, problems: Problems)
 
 def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -> None:
     tower = network.img_model
-    if tower.num_classes == 0 and not network.HasField("img_dnn"):
+    # Pre-training may compare the features of the backbone themselves.
+    if tower.num_classes == 0 and network.task_towers and not network.HasField("img_dnn"):
         problems.add(f"{PLACE}.num_classes", "0 is not a valid width; give the width of the projection, or add img_dnn")
     _check_descriptors(tower, schema, problems)
     if tower.preset and tower.HasField("model_name"):

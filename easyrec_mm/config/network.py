@@ -11,6 +11,7 @@ from easyrec_mm.config.evaluation import check_metrics
 from easyrec_mm.config.feature_groups import NO_IMAGE_GROUP
 from easyrec_mm.config.image import check_image_tower
 from easyrec_mm.config.item import check_text_and_fusion
+from easyrec_mm.config.pretraining import is_pretraining
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower, SeqAttGroupConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -56,7 +57,7 @@ def check_network(config: EasyRecConfig, schema: Schema, problems: Problems) -> 
     if network.HasField("expert_dnn") != (network.num_expert > 0):
         missing = "num_expert" if network.HasField("expert_dnn") else "expert_dnn"
         problems.add(f"{place}.{missing}", "expert_dnn and num_expert go together; set both or neither")
-    if not network.task_towers:
+    if not network.task_towers and not is_pretraining(config):
         problems.add(f"{place}.task_towers", "is empty; the model needs a task")
     _check_towers(list(network.task_towers), schema, problems)
 

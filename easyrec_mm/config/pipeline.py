@@ -13,6 +13,7 @@ from easyrec_mm.config.evaluation import check_evaluation
 from easyrec_mm.config.export import check_export
 from easyrec_mm.config.network import check_network
 from easyrec_mm.config.overrides import Override, apply_override
+from easyrec_mm.config.pretraining import check_pretraining, complete_pretraining, is_pretraining
 from easyrec_mm.config.rules import check_rules
 from easyrec_mm.config.schema import derive_schema
 from easyrec_mm.config.text import parse_config, read_text
@@ -78,7 +79,11 @@ def check_config(config: EasyRecConfig, path: str) -> tuple[Schema, list[str]]:
     rules = Problems(path)
     check_rules(config, rules)
     problems = Problems(path, earlier=rules)
+    if is_pretraining(config):
+        complete_pretraining(config, problems)
     schema = derive_schema(config, problems)
+    if is_pretraining(config):
+        check_pretraining(config, schema, problems)
     check_network(config, schema, problems)
     check_training(config, schema, problems)
     check_export(config, schema, problems)

@@ -23,6 +23,7 @@ from easyrec_mm.config.feature_groups import (
 from easyrec_mm.config.features import derive_features, features_by_name
 from easyrec_mm.config.image import PLACE, image_losses
 from easyrec_mm.config.item import item_vector_width
+from easyrec_mm.config.pretraining import heads_of
 from easyrec_mm.config.row_layout import GROUP_RTP, row_layout
 from easyrec_mm.config.sequences import check_attentions, derive_attentions
 from easyrec_mm.config.serve_constants import with_constants
@@ -76,7 +77,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         group_fields=_group_fields(config, named),
         image_features=network.image_features,
         category_feature=tower.category_feature,
-        image_labels=image_labels(tower, tasks, problems),
+        image_labels=image_labels(tower, tasks, problems) + _head_labels(config),
         image_separator=tower.image_separator,
         has_no_image_vector=tower.no_image_vector,
         attentions=_attentions(config, network.features, image_name, groups, problems),
@@ -85,6 +86,11 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     problems.raise_if_any()
     _check_defaults(schema, problems)
     return with_constants(schema, config.export_config, problems)
+
+
+def _head_labels(config: EasyRecConfig) -> tuple[tuple[str, int], ...]:
+    """Return the columns of classes of a pre-training, with the numbers of their values: 0 stands for no label."""
+    return tuple((head.field, head.num_class + 1) for head in heads_of(config))
 
 
 class _NetworkFeatures(NamedTuple):

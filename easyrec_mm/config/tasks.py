@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from easyrec_mm.config.image import PLACE, image_losses
+from easyrec_mm.config.pretraining import heads_of
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos import options_pb2
 from easyrec_mm.protos.image_pb2 import ImgModel
@@ -27,6 +28,7 @@ def tasks_of(config: EasyRecConfig, labels: tuple[str, ...], problems: Problems)
     used = {task.label for task in tasks} | {t.task_space_indicator_label for t in towers}
     used.add(config.data_config.sample_weight)
     used |= {loss.label_name for loss in image_losses(config.model_config.e2e_mm_dbmtl.img_model)}
+    used |= {head.field for head in heads_of(config)}
     for i, label in enumerate(labels):
         if label not in used:
             problems.note(f"data_config.label_fields[{i}]", f"label '{label}' is read and checked; no tower uses it")

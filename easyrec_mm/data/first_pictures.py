@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import islice
 
 from easyrec_mm.data.bad_records import BadRecord
-from easyrec_mm.data.packed_pictures import packed_path
+from easyrec_mm.data.packed_pictures import is_packed, own_path, packed_path
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.errors import DataError
 from easyrec_mm.files.first_pictures import NUM_FIRST, are_most, are_relative, find_root, folders_of, shown
@@ -84,6 +84,10 @@ def require_pictures(config: str, data: DatasetConfig, pictures: Pictures) -> No
     if data.packed_images:
         todo = "pack them again, by easyrec-mm group --embed_images"
         raise DataError(f"{config}: data_config.packed_images: {summary}, {first}; {todo}")
+    if is_packed(paths[row]):
+        first = f"the first '{os.fsdecode(own_path(paths[row]))}': {problem.removeprefix('cannot be read: ')}"
+        todo = "correct `pictures` of the data set, or the paths in it"
+        raise DataError(f"{config}: pretrain_config.data_sets: {summary}, {first}; {todo}")
     root = f"'{data.image_root}':" if data.image_root else "is not set, and"
     texts = [os.fsdecode(path) for path in paths]
     raise DataError(f"{config}: data_config.image_root: {root} {summary}, {first}; {_todo(texts, data, config, file)}")

@@ -39,11 +39,10 @@ def picture_reader(
     Raises:
       DataError: if image_cache_dir cannot be written.
     """
-    packed = (
-        PackedPictures(local_copies(data.file_cache_dir, data.file_cache_gib), tars) if data.packed_images else None
-    )
+    # Without packed_images, a path may still name a picture in a tar, as those of a pre-training's table do.
+    packed = PackedPictures(local_copies(data.file_cache_dir, data.file_cache_gib), tars)
     cache = content_cache(data.image_cache_dir, data.image_cache_gib)
-    return PictureReader(image_root or data.image_root, cache, packed)
+    return PictureReader(image_root or data.image_root, cache, packed, data.packed_images)
 
 
 class PictureReader:
@@ -53,10 +52,17 @@ class PictureReader:
       root: folder that relative paths start from; "" for the current folder.
       cache: cache of remote pictures.
       packed: reads the pictures whose paths are results of packed_pictures.path_in.
+      needs_tars: whether a tar that cannot be read is an error, not a property of the pictures in it.
     """
 
-    def __init__(self, root: str = "", cache: ContentCache | None = None, packed: PackedPictures | None = None) -> None:
-        self._root = root
+    def __init__(
+        self,
+        root: str = "",
+        cache: ContentCache | None = None,
+        packed: PackedPictures | None = None,
+        needs_tars: bool = True,
+    ) -> None:
+        self._root, self._needs_tars = root, needs_tars
         self._cache = cache
         self._packed = packed
         self._lock = threading.Lock()
@@ -160,8 +166,13 @@ class PictureReader:
 
     def _read_here(self, path_bytes: bytes, max_bytes: int) -> bytes:
         if self._packed is not None and is_packed(path_bytes):
-            with reading(os.fsdecode(path_bytes)):
-                return self._packed.read(path_bytes, max_bytes + 1)
+            try:
+                with reading(os.fsdecode(path_bytes)):
+                    return self._packed.read(path_bytes, max_bytes + 1)
+            except DataError as error:
+                if self._needs_tars:
+                    raise
+                raise OSError(0, str(error)) from error
         path = self._full_path(path_bytes)
         if not path:
             raise FileNotFoundError(0, "the path is empty")

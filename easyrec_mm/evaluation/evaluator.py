@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from easyrec_mm.config.pretraining import is_pretraining
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.input import Input
@@ -18,9 +19,11 @@ from easyrec_mm.data.same_data import require_same_data
 from easyrec_mm.data.until_stopped import UntilStopped
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
+from easyrec_mm.evaluation.pretraining import HeldOut
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.shown_items import ShownItems
 from easyrec_mm.evaluation.summary import EvalResults, Summary, results_of, summarize
+from easyrec_mm.network.item_tower import build_model
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -50,7 +53,7 @@ def load_model(
     Raises:
       CheckpointError: if the checkpoint does not fit the config, or is damaged.
     """
-    model = MultimodalModel(config, schema, dtype, replicas)
+    model = build_model(config, schema, dtype, replicas)
     return model, load_weights(model, config, checkpoint)
 
 
@@ -130,7 +133,7 @@ class Evaluator:
 
     def run(self, is_stopped: Callable[[], bool] = lambda: False) -> EvalResults:
         """Compute the metrics of the model in its current state, over all files and over the slices of the config, and
-        the number of samples as "num_samples".
+        the number of samples as "num_samples"; those of the item tower of a pre-training are in pretraining.py.
 
         Args:
           is_stopped: is asked before each batch whether to stop.
@@ -139,6 +142,8 @@ class Evaluator:
           DataError: if the files cannot be read, hold too many bad records, or are others on another worker.
           EvaluationStoppedError: if it was stopped, on any worker.
         """
+        if is_pretraining(self._config):
+            return self._of_item_tower(is_stopped)
         plan, replicas = eval_plan(self._config, self._model.schema, self._confidence), self._model.replicas
         # All workers look again if one of them sees a change, which the others may see later.
         if self._input is None or replicas.agree(not self._input.is_up_to_date())[0]:
@@ -154,6 +159,31 @@ class Evaluator:
         if self._shown is not None:
             self._shown.finish(self._model)
         return results_of(summary, plan.weights.num_replicates, plan.bootstrap.level, plan.clusters)
+
+    def _of_item_tower(self, is_stopped: Callable[[], bool]) -> EvalResults:
+        """Evaluate the item tower of a pre-training; each of several workers evaluates all items."""
+        fields = self._shown.fields if self._shown is not None else ()
+        if self._input is None or not self._input.is_up_to_date():
+            self._input = Input(
+                self._config.data_config, self._model.schema, self._path, self._setting, self._bad_records,
+                kept_fields=fields, vectors=self._vectors,
+            )  # fmt: skip
+        self._bad_records.start_over()
+        if self._shown is not None:
+            self._shown.begin()
+        held_out = HeldOut(self._config)
+        with UntilStopped(prediction_batches(self._model, self._input), is_stopped) as items:
+            for item, outputs in outputs_of(self._model, items, self._input.spec(), "evaluate"):
+                if self._model.replicas.agree(is_stopped())[0]:
+                    raise EvaluationStoppedError
+                held_out.add(item.batch, outputs)
+                if self._shown is not None:
+                    self._shown.add(item, outputs)
+        if self._model.replicas.agree(is_stopped())[0]:
+            raise EvaluationStoppedError
+        if self._shown is not None:
+            self._shown.finish(self._model)
+        return held_out.results()
 
 
 def evaluation_input(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
+from google.protobuf.message import Message
 
 from easyrec_mm.config.image import PLACE, backbone_name, image_losses
 from easyrec_mm.data.batch import Images
@@ -24,7 +25,14 @@ from easyrec_mm.network.layers.image_losses import ClassLoss, ContrastiveLoss, M
 from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
 from easyrec_mm.network.layers.item_image import ItemImage
 from easyrec_mm.network.rec import build_dnn
-from easyrec_mm.protos.image_pb2 import ContrastiveImageLoss, ImageLoss, ImagePooling, ImgModel
+from easyrec_mm.protos.image_pb2 import (
+    ContrastiveImageLoss,
+    ImageLoss,
+    ImagePooling,
+    ImgModel,
+    MarginImageLoss,
+    MultiSimilarityImageLoss,
+)
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
 from easyrec_mm.weights.catalog import preset_location
@@ -194,8 +202,13 @@ class ImageLosses:
             return ContrastiveLoss(dim, settings.temperature, "none" if stop == "neither" else stop, name=name)
         if kind == "text_contrastive":
             return ContrastiveLoss(self._text_width, settings.temperature, name=name)
-        if kind == "multi_similarity":
-            return MultiSimilarityLoss(settings.alpha, settings.beta, settings.base, settings.epsilon, name=name)
-        if kind == "softmax":
-            return ClassLoss(loss.num_class, "softmax", name=name)
-        return ClassLoss(loss.num_class, kind, settings.scale, settings.margin, settings.rarity_power, name=name)
+        return class_or_pair_loss(kind, settings, loss.num_class, name)
+
+
+def class_or_pair_loss(kind: str, settings: Message, num_class: int, name: str) -> keras.layers.Layer:
+    """Build a loss on vectors and their classes, of a kind of ImageLoss with its settings."""
+    if isinstance(settings, MultiSimilarityImageLoss):
+        return MultiSimilarityLoss(settings.alpha, settings.beta, settings.base, settings.epsilon, name=name)
+    if isinstance(settings, MarginImageLoss):
+        return ClassLoss(num_class, kind, settings.scale, settings.margin, settings.rarity_power, name=name)
+    return ClassLoss(num_class, "softmax", name=name)

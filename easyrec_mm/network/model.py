@@ -248,13 +248,18 @@ class MultimodalModel:
     def _logits(
         self, batch: Batch, image_vectors: tf.Tensor | None, texts: TextsOfImages | None, training: bool
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        shown = None
-        if image_vectors is not None and self.item is not None:
-            shown = self.item(image_vectors, batch.images.has_picture, training=training)  # [U, D]
-        items = self.parts.of_batch(shown, texts, training)  # [U, I]
+        items = self.item_vectors(batch, image_vectors, texts, training)  # [U, I]
         vector = None if items is None else tf.gather(items, batch.sample_image)  # [S, I]
         logits: tuple[dict[str, tf.Tensor], tf.Tensor] = self.rec(batch.features, vector, training=training)
         return logits
+
+    def item_vectors(
+        self, batch: Batch, image_vectors: tf.Tensor | None, texts: TextsOfImages | None, training: bool = False
+    ) -> tf.Tensor | None:
+        """Return the vectors of a batch's items, float32 `[U, I]`, given those of its parts; None if there are none."""
+        if image_vectors is not None and self.item is not None:
+            image_vectors = self.item(image_vectors, batch.images.has_picture, training=training)  # [U, D]
+        return self.parts.of_batch(image_vectors, texts, training)
 
     def _is_trained(self, name: str, variable: keras.Variable) -> bool:
         if self.parts.is_frozen(name, variable):
@@ -285,7 +290,8 @@ class MultimodalModel:
             self.item = item_image(self.img_model, self.image_width, self._seed)
         if self.schema.text is not None:
             vector = self.parts.of_items(vector, tf.constant(["text"]))
-        self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
+        if self.schema.tasks:
+            self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
 
 
 class Predictions:

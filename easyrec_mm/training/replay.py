@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import UserError
 from easyrec_mm.features.outliers import is_far
+from easyrec_mm.network.item_tower import build_model
 from easyrec_mm.network.layers.embedding import table_ids
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.runs.model_dir import ModelDir
@@ -58,7 +59,7 @@ def open_step(model_dir: str, number: int | None) -> tuple[MultimodalModel, Phas
     # What saves memory runs only in a compiled step, and changes no number but the statistics of micro batches.
     settings = pipeline.config.model_config.e2e_mm_dbmtl.img_model
     settings.rematerialize, settings.image_micro_batch = False, 0
-    model = MultimodalModel(pipeline.config, pipeline.schema, step.dtype)
+    model = build_model(pipeline.config, pipeline.schema, step.dtype)
     phases = build_phases(model, pipeline.config)
     phase = [phase for phase in phases if phase.first_step < step.number][-1]
     model.train_part(phase.trainable)

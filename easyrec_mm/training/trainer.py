@@ -23,7 +23,8 @@ from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
 from easyrec_mm.files.lock import FolderLock
 from easyrec_mm.files.waiting import waiting
-from easyrec_mm.network.model import MultimodalModel, table_categories
+from easyrec_mm.network.item_tower import build_model
+from easyrec_mm.network.model import table_categories
 from easyrec_mm.network.precision import MIXED_FLOAT16, device_name, dtype_policy
 from easyrec_mm.runs.checkpoint import newest_whole
 from easyrec_mm.runs.evaluations import END, METRICS, forget_later_steps
@@ -108,7 +109,7 @@ class Trainer:
                 require_pictures(pipeline.path, self._config.data_config, pictures)
         self._batch_norms = BatchNormWatch()
         self._dtype = dtype_policy(self._train_config.precision)
-        self.model = MultimodalModel(self._config, self._schema, self._dtype, self._replicas)
+        self.model = build_model(self._config, self._schema, self._dtype, self._replicas)
         self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec(), self._replicas)
         tables = table_categories(self._schema, self.model.tables())
         self._not_finite = NotFinite(

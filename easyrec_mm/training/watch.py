@@ -18,7 +18,7 @@ from easyrec_mm.evaluation.shown_items import ShownItems
 from easyrec_mm.evaluation.tensorboard import show_evaluation
 from easyrec_mm.files import StorageError, is_remote
 from easyrec_mm.files.folders import shown
-from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.item_tower import build_model
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.runs.best_checkpoint import step_of
 from easyrec_mm.runs.checkpoint import Checkpoints
@@ -60,7 +60,7 @@ class Watch:
         self.local = self._folder.local
         self._checkpoints = Checkpoints(str(self.local))
         self._log = MetricsLog(self.local / WATCH_METRICS, self.local / WATCH_SUMMARIES)
-        self._model = MultimodalModel(self._config, self._schema, dtype)
+        self._model = build_model(self._config, self._schema, dtype)
         self._look_every_s = _LOOK_EVERY_REMOTE_S if is_remote(self._config.model_dir) else LOOK_EVERY_S
         self._evaluator: Evaluator | None = None
         self._shown = ShownItems(self._config, self._schema)

@@ -118,9 +118,17 @@ class ClassLoss(keras.layers.Layer):
             self.class_counts.assign_add(batch_counts)
         return loss
 
+    def classes(self, vector: tf.Tensor) -> tf.Tensor:
+        """Return the class int64 `[U]` whose direction is nearest to each vector `[U, D]`, without a margin."""
+        logits = tf.matmul(vector if self._kind == SOFTMAX else _unit(vector), self._directions())
+        return tf.argmax(logits + self.bias if self._kind == SOFTMAX else logits, axis=1)
+
+    def _directions(self) -> tf.Tensor:
+        return tf.convert_to_tensor(self.kernel) if self._kind == SOFTMAX else _unit(self.kernel, axis=0)
+
     def _cosines(self, vector: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         """Return the cosines `[K, C]`, in which those of the images' own classes include the margin."""
-        cosine = tf.matmul(_unit(vector), _unit(self.kernel, axis=0))
+        cosine = tf.matmul(_unit(vector), self._directions())
         own = tf.gather(cosine, label, batch_dims=1)  # [K]
         own = MARGINS[self._kind](own, self._margins(label))
         is_own = tf.one_hot(label, self._num_class, on_value=True, off_value=False, dtype=tf.bool)

@@ -1,0 +1,1 @@
+"""Data sets of pre-training -> the tables that a training reads."""
