@@ -30,8 +30,7 @@ from easyrec_mm.schema import Activation
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "easyrec_mm"
 
-# Room (a folder, or a module beside them) -> the rooms that its modules may import besides their own, all of which are
-# above it.
+# Room (a folder, or a module beside them) -> the rooms above it that its modules may import besides their own.
 MAY_IMPORT = {
     "exit_status": "",
     "safe_text": "",

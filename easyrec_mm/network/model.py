@@ -52,7 +52,8 @@ class MultimodalModel:
       replicas: the replicas that are trained together; by default this process alone.
 
     `image_width` is D, or 0 without pictures; `item` makes the image vector of an item from the vectors of its
-    pictures; `img_model` holds the settings of both. `parts` makes the item vector of the image vector and the text.
+    pictures; `img_model` holds the settings of both. `parts` makes the item vector of the image vector and the text;
+    `item_width` is its width, 0 without one.
 
     Raises:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
@@ -70,6 +71,7 @@ class MultimodalModel:
         self.image = image_tower(config, schema, dtype, self.replicas.num) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
         self.parts = ItemParts(network, self.image_width, schema.text is not None, dtype, self._seed)
+        self.item_width = self.parts.width
         divided = divided_tables(config.train_config, schema, self.replicas.num)
         self.rec = RecModel(config.model_config, schema, dtype, self.replicas, divided)
         self.item: ItemImage | None = None
@@ -91,11 +93,6 @@ class MultimodalModel:
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
         self.parts.freeze()
         self.trained_part = "ALL"  # of the image tower, see `train_part`
-
-    @property
-    def item_width(self) -> int:
-        """Return I, the width of the vector of an item that the rec network takes; 0 if it takes none."""
-        return self.parts.width
 
     def logits(
         self, batch: Batch, training: bool = False, banks: Banks = NO_BANKS
