@@ -26,11 +26,11 @@ def make_data(folder: Path, num_train_groups: int = 48) -> Path:
 
 
 def small_backbone(shape: tuple[int, int, int]) -> keras.Model:
-    """One convolution with batch norm, in place of ResNet-18; its last layer has the name of the demo's feature_layer."""
+    """One convolution with batch norm, in place of ResNet-18."""
     inputs = keras.Input((None, None, shape[2]))
     x = keras.layers.Conv2D(8, 3, strides=2, use_bias=False, name="conv")(inputs)
     x = keras.layers.BatchNormalization(name="bn")(x)
-    return keras.Model(inputs, keras.layers.ReLU(name="stack2_block1_out")(x))
+    return keras.Model(inputs, keras.layers.ReLU(name="relu")(x))
 
 
 SMALL = backbones.Entry(small_backbone, backbones.MINUS_ONE_TO_ONE)

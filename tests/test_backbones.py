@@ -19,7 +19,7 @@ from backbone_helpers import (
 from model_helpers import use_tiny_backbone
 
 from easyrec_mm.network.layers.backbone_stages import stages_of, variable_names
-from easyrec_mm.network.layers.backbones import BACKBONES, IMAGENET, MINUS_ONE_TO_ONE, named_backbone
+from easyrec_mm.network.layers.backbones import BACKBONES, IMAGENET, MINUS_ONE_TO_ONE, BackboneError, named_backbone
 from easyrec_mm.network.layers.fast_layers import FusedBatchNorm
 
 
@@ -180,6 +180,26 @@ def test_feature_layer(monkeypatch):
     x = pictures()
     expected = tf.nn.conv2d(x, kernel.value, 2, "VALID")
     np.testing.assert_allclose(cut.model(x), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "least", "side", "num_blocks"), [
+    ("ResNet-18", 2, 2, [2, 2, 2, 2]), ("ResNet-18", 3, 4, [2, 2, 2]), ("ResNet-18", 4, 4, [2, 2, 2]),
+    ("MobileNetV3-Small", 5, 8, [1, 2]), ("ConvNeXt-Tiny", 16, 16, [3]),
+])  # fmt: skip
+def test_stages_of_small_feature_maps_are_left_out(name, least, side, num_blocks):
+    cut = named_backbone(name, (64, 96, 3), "float32", min_map_size=least)
+    assert [len(stage.block_ends) for stage in cut.stages[1:]] == num_blocks
+    assert cut.model(np.zeros((1, 64, 96, 3), np.float32)).shape[1:3] == (side, side * 3 // 2)
+
+
+def test_no_feature_map_is_large_enough():
+    with pytest.raises(BackboneError, match="33, but the largest feature maps have 16 positions a side") as caught:
+        named_backbone("ResNet-18", (64, 64, 3), "float32", min_map_size=33)
+    assert caught.value.setting == "min_map_size"
+
+
+def test_tokens_are_not_left_out():
+    assert named_backbone("ViT-Tiny", SHAPE, "float32", min_map_size=8).source == "ViT-Tiny"
 
 
 @pytest.mark.parametrize(("normalisation", "mean", "deviation"), [

@@ -13,6 +13,12 @@ BACKBONE_CASES = [
         says="has no effect beside preset; keep one of the two",
     ),
     case(
+        f"{IMAGE}.feature_layer=stack2_block1_out",
+        f"{IMAGE}.min_map_size=4",
+        place=f"{IMAGE}.min_map_size",
+        says="has no effect beside feature_layer; keep one of the two",
+    ),
+    case(
         f"{IMAGE}.model_name=ConvNeXt-Tny",
         place=f"{IMAGE}.model_name",
         says="no backbone named 'ConvNeXt-Tny'; did you mean 'ConvNeXt-Tiny'?",

@@ -90,6 +90,8 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
     # Pre-training may compare the features of the backbone themselves.
     if tower.num_classes == 0 and network.task_towers and not network.HasField("img_dnn"):
         problems.add(f"{PLACE}.num_classes", "0 is not a valid width; give the width of the projection, or add img_dnn")
+    if tower.feature_layer and tower.min_map_size:
+        problems.add(f"{PLACE}.min_map_size", "has no effect beside feature_layer; keep one of the two")
     _check_descriptors(tower, schema, problems)
     if tower.preset and tower.HasField("model_name"):
         problems.add(f"{PLACE}.model_name", "has no effect beside preset; keep one of the two")

@@ -119,6 +119,8 @@ def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
     # Only if they are set, so that a tower without them keeps the fingerprint that existing stores have.
     if settings.upscale > 1:
         architecture["upscale"] = settings.upscale
+    if settings.min_map_size:
+        architecture["min_map_size"] = settings.min_map_size
     if settings.HasField("descriptors"):
         grids = settings.descriptors
         architecture["descriptors"] = (grids.colour_grid, grids.colour_bins, grids.edge_grid)

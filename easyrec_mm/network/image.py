@@ -75,7 +75,7 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
     if network.HasField("highway_dnn"):
         head = Highway(network.highway_dnn.emb_size, "highway_dnn", dtype)
     build, source = (preset_backbone, preset_location(settings.preset)) if settings.preset else (named_backbone, name)
-    backbone = build(source, shape, dtype, settings.feature_layer)
+    backbone = build(source, shape, dtype, settings.feature_layer, settings.min_map_size)
     category = schema.category
     options = TowerOptions(
         pooling=ImgModel.Pooling.Name(settings.pooling),

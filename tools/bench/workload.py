@@ -175,7 +175,7 @@ def plain_demo() -> EasyRecConfig:
     """The demo's config with a tower that is the backbone alone: what is measured is that backbone, or its devices."""
     config, _ = parse_config(DEMO_CONFIG.read_text(encoding="utf-8"), str(DEMO_CONFIG))
     tower = config.model_config.e2e_mm_dbmtl.img_model
-    for name in ("descriptors", "normalize_features", "feature_layer"):
+    for name in ("descriptors", "normalize_features", "min_map_size"):
         tower.ClearField(name)
     config.model_config.e2e_mm_dbmtl.bottom_dnn.use_bn = True
     rate = config.train_config.optimizer_config[0].adamw_optimizer.learning_rate.cosine_decay_learning_rate

@@ -132,7 +132,7 @@ class Backbone:
         return not any(stage.block_ends for stage in self.stages)
 
 
-def named_backbone(name: str, shape: Shape, dtype: str, feature_layer: str = "") -> Backbone:
+def named_backbone(name: str, shape: Shape, dtype: str, feature_layer: str = "", min_map_size: int = 0) -> Backbone:
     """Build a backbone with random weights.
 
     Args:
@@ -140,19 +140,20 @@ def named_backbone(name: str, shape: Shape, dtype: str, feature_layer: str = "")
       shape: height, width and channels of the pictures.
       dtype: Keras dtype policy of the computation.
       feature_layer: name of the layer whose output is used; "" for the last layer.
+      min_map_size: smallest height and width of the feature maps whose stages are kept.
 
     Raises:
-      BackboneError: if feature_layer does not exist or has no suitable output.
+      BackboneError: if feature_layer does not exist or has no suitable output, or no stage has such feature maps.
     """
     entry = BACKBONES[name]
     with _default_dtype(dtype):
         built = entry.build(shape)
     # Transformers have no batch norm, and the layers of keras-hub's transformers cannot be copied one by one.
     model = with_fast_layers(built, dtype) if len(built.output.shape) == 4 else built
-    return _finished(model, entry.normalisation, shape, feature_layer, name)
+    return _finished(model, entry.normalisation, shape, feature_layer, min_map_size, name)
 
 
-def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = "") -> Backbone:
+def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = "", min_map_size: int = 0) -> Backbone:
     """Load the image backbone of a keras-hub preset with its weights; other arguments as for `named_backbone`.
 
     Args:
@@ -179,7 +180,7 @@ def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = 
         small = f"'{preset}' cannot take pictures of {_size(shape)} (width x height x channels)"
         raise BackboneError("preset", f"{small}; enlarge img_shape, or set upscale") from error
     source = architecture(model)
-    return _finished(in_dtype(model, dtype), normalisation, shape, feature_layer, source)
+    return _finished(in_dtype(model, dtype), normalisation, shape, feature_layer, min_map_size, source)
 
 
 def _size(shape: Sequence[int | None]) -> str:
@@ -218,7 +219,7 @@ def _default_dtype(dtype: str) -> Iterator[None]:
 
 
 def _finished(
-    built: keras.Model, normalisation: Normalisation, shape: Shape, feature_layer: str, source: str
+    built: keras.Model, normalisation: Normalisation, shape: Shape, feature_layer: str, min_map_size: int, source: str
 ) -> Backbone:
     output = built.output
     if isinstance(output, dict):
@@ -234,7 +235,24 @@ def _finished(
             raise BackboneError("feature_layer", f"the output of '{feature_layer}' is neither a feature map nor tokens")
     # A model with one plain input and only the layers up to the output.
     model = keras.Model(built.inputs[0], output)
+    if min_map_size and len(output.shape) == 4:
+        model = _without_small_maps(model, shape, min_map_size)
     return Backbone(model, normalisation, stages_of(model), _num_special_tokens(model, built, shape), source)
+
+
+def _without_small_maps(model: keras.Model, shape: Shape, min_map_size: int) -> keras.Model:
+    """Return a convolutional backbone without the stages whose feature maps are smaller than that for such pictures."""
+    ends = [stage.block_ends[-1] for stage in stages_of(model)]
+    specs = keras.Model(model.inputs[0], ends).compute_output_spec(keras.KerasTensor((1, *shape)))
+    sizes = [min(spec.shape[1:3]) for spec in specs]
+    large = [end for end, size in zip(ends, sizes, strict=True) if size >= min_map_size]
+    if not large:
+        raise BackboneError(
+            "min_map_size",
+            f"{min_map_size}, but the largest feature maps have {max(sizes)} positions "
+            "a side; lower it, enlarge img_shape, or set upscale",
+        )
+    return keras.Model(model.inputs[0], large[-1])
 
 
 def _num_special_tokens(model: keras.Model, built: keras.Model, shape: Shape) -> int:
