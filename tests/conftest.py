@@ -164,9 +164,12 @@ def servers():
         server.remove()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """Debian's Chromium, driven by Playwright; skips where it is not installed, but never in continuous integration."""
+    """Debian's Chromium, driven by Playwright; skips where it is not installed, but never in continuous integration.
+
+    For one file, because asyncio refuses to run anything while Playwright does.
+    """
     from playwright.sync_api import sync_playwright
 
     try:

@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = 16
 
 
-def make_data(folder: Path, num_train_groups: int = 48) -> Path:
+def make_data(folder: Path, num_train_groups: int = 48, titles: bool = False) -> Path:
     """Demo data of a few groups; the folder."""
     options = demo.DemoOptions(
-        num_train_groups=num_train_groups, num_eval_groups=12, num_test_groups=12, group_size=4, image_size=IMAGE_SIZE
-    )
+        num_train_groups=num_train_groups, num_eval_groups=12, num_test_groups=12, group_size=4, image_size=IMAGE_SIZE,
+        titles=titles,
+    )  # fmt: skip
     demo.write_demo_data(folder, options)
     return folder
 

@@ -52,6 +52,7 @@ GOOD = {
         f"{IMAGE}.augmentation=brightness: 1 contrast: 1 saturation: 1 hue: 1 random_erasing: 1",
         loss("softmax {}"),
     ],
+    "small pictures": [f"{IMAGE}.min_map_size=4"],
     "smallest crop": [f"{IMAGE}.augmentation.random_resized_crop_min_area=0.01"],
     "grey": [*size(32, 32, 1), f"{IMAGE}.augmentation=brightness: 0.1 contrast: 0.1"],
     "category": [

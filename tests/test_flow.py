@@ -298,6 +298,8 @@ OTHER_CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.config")) if
 @pytest.mark.parametrize("config", OTHER_CONFIGS, ids=lambda path: path.name)
 def test_every_config_builds_and_runs_a_step(config, data, tmp_path):
     """The demo's is that of all other tests here."""
+    if "titles" in config.name:
+        data = make_data(tmp_path / "data", num_train_groups=8, titles=True)
     flags = demo_flags(data, tmp_path / "m", train_config__num_steps=1)
     run("train", "--pipeline_config", config, *flags[2:])
 

@@ -112,7 +112,6 @@ def test_rows_without_a_picture_stay(tmp_path):
         ({"split_by": "time:click:0"}, "none of the 300 rows can be used for training; all are kept for evaluation"),
         ({"types": "price=NUMBER"}, "--types price=NUMBER: write column=TYPE with a type of INT32"),
         ({"image_size": "64"}, "--image_size 64: write width x height"),
-        ({"separator": "ab"}, "--separator 'ab': give one character"),
         ({"columns": "user"}, None),
     ],
 )

@@ -214,7 +214,7 @@ def test_tables_as_large_as_the_first_rows_need_are_told(in_data, monkeypatch):
         ("--input damaged.parquet", "damaged.parquet: cannot be read: "),
         ("--input log.csv --features a:id", "--features: has no effect with --input, from which this is inferred"),
         ("--input log.csv --num_rows 5", "--num_rows: has no effect with --input, from which this is inferred"),
-        ("--features a:ids", "--features a:ids: write NAME:KIND with a kind of id, number, tags, and for ids and tags"),
+        ("--features a:ids", "--features a:ids: write NAME:KIND with a kind of id, number, tags, text, and for"),
         ("--features a:number:3", "--features a:number:3: write NAME:KIND"),
         (
             "--features a:id,a:tags",

@@ -13,6 +13,7 @@ from network_reference import MIXED, Reference, arrays, assert_same, numpy, rand
 from test_wide_configs import write_config
 
 from easyrec_mm.config.pipeline import load_pipeline
+from easyrec_mm.data.vector_bank import NO_BANKS
 from easyrec_mm.network.layers import together
 from easyrec_mm.network.precision import FLOAT32, MIXED_BFLOAT16
 from easyrec_mm.network.rec import task_outputs
@@ -149,7 +150,7 @@ def test_floating_point_operations(tmp_path, monkeypatch):
     batch = random_batch(pipeline.schema)
 
     def count():
-        return StepFlops(model, [v.value for v in model.trained_variables().values()], None, batch).of(batch)
+        return StepFlops(model, [v.value for v in model.trained_variables().values()], NO_BANKS, batch).of(batch)
 
     of_many = count()
     monkeypatch.setattr(together, "MANY", 100)

@@ -15,6 +15,7 @@ from training_helpers import EACH_STEP, Training, optimizer
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
+from easyrec_mm.data.vector_bank import NO_BANKS
 from easyrec_mm.errors import UserError
 from easyrec_mm.protos.train_pb2 import MultiWorkerMirroredStrategy
 from easyrec_mm.runs.model_dir import ModelDir
@@ -224,7 +225,7 @@ def test_parts_of_workers_that_share_pictures_run_by_themselves(far, tmp_path, c
             config.data_config, training.pipeline.schema, config.train_input_path, "train_input_path",
             BadRecords(None, 1.0), training=True, worker=(number, 2),
         )  # fmt: skip
-        parts.append(WorkerPart.of(next(inputs.batches()), inputs.source.files, trainer.model, None))
+        parts.append(WorkerPart.of(next(inputs.batches()), inputs.source.files, trainer.model, NO_BANKS))
     assert [part.batch.num_encoded for part in parts] == [0, 5]
     step = Step(2, "float32", 1.0, {"loss": math.nan}, parts, *weights_of(trainer.model, parts), "")
     write_step(training.model_dir / "replay" / "step-2", step, config)
@@ -239,7 +240,7 @@ def test_a_part_is_read_as_it_was_written(tmp_path):
     write_data(tmp_path)
     trainer = Trainer(load_pipeline(str(tmp_path / "x.config")))
     item = next(trainer.batches(1))
-    part = WorkerPart.of(item, trainer.input.source.files, trainer.model, None)
+    part = WorkerPart.of(item, trainer.input.source.files, trainer.model, NO_BANKS)
     again = WorkerPart.read(BytesIO(part.content()))
     tf.nest.assert_same_structure(part.batch, again.batch, expand_composites=True)
     values = [tf.nest.flatten(p.batch, expand_composites=True) for p in (again, part)]

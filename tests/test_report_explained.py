@@ -139,10 +139,13 @@ def test_the_map_shows_each_item_with_its_picture_and_rate(context, chromium, tm
         number = evaluated.pictures.index(text.split(",")[0].encode())
         assert rate == pytest.approx(scores[pictures == number].mean(), rel=1e-3)
     with opened_page(chromium, path) as shown:
-        shown.page.locator("#panel-map .points path:visible").first.wait_for()
-        shown.page.locator("#panel-map .points path:visible").first.hover(force=True)
-        tile = shown.page.locator("#tile")
-        tile.wait_for(state="visible")
+        point, tile = shown.page.locator("#panel-map .points path:visible").first, shown.page.locator("#tile")
+        point.wait_for()
+        # Points are drawn some time before the plot notices the mouse.
+        while not tile.is_visible():
+            shown.page.mouse.move(0, 0)
+            point.hover(force=True)
+            shown.page.wait_for_timeout(100)
         assert "sheet-0" in tile.get_attribute("class")
         assert tile.evaluate("e => getComputedStyle(e).backgroundImage").startswith('url("data:image/jpeg')
         assert shown.messages == []

@@ -5,6 +5,7 @@ import re
 import signal
 import time
 
+import numpy as np
 import pytest
 from flow_helpers import demo_flags, make_data, run, use_small_backbone, use_small_backbone_alone
 from forked import Command
@@ -77,7 +78,8 @@ def test_a_training_that_waits_for_pictures(bucket, data, tmp_path, monkeypatch)
     done = losses(tmp_path / "m")
     assert 0 < len(done) < 4
     run("train", *flags)
-    assert losses(tmp_path / "m") == losses(tmp_path / "undisturbed")
+    # Not to the last bit: the process that was stopped has other kernels, see kernels.py.
+    np.testing.assert_allclose(losses(tmp_path / "m"), losses(tmp_path / "undisturbed"), rtol=1e-5)
 
 
 def test_an_evaluation_that_waits_for_pictures(bucket, data, tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_space_gives_configs_as_set_does(tmp_path, demo):
     entries = space_of(tmp_path, text, demo)
     assert (entries[0].low, entries[0].high, entries[0].is_log, entries[1].is_whole) == (1e-4, 1e-2, True, True)
     assert own_values(entries, demo) == {
-        entries[0].name: 0.002, "data_config.batch_size": 64,
+        entries[0].name: 0.003, "data_config.batch_size": 64,
         "model_config.e2e_mm_dbmtl.bottom_dnn.hidden_units": "[128, 64]", f"{TOWER}.trainable": "ALL",
         f"{TOWER}.normalize_features": True,
     }  # fmt: skip

@@ -56,7 +56,7 @@ def _listed(folder: Path) -> list[str] | None:
     """Return the names in the list; None if it is missing, not as TensorFlow writes it, or of other checkpoints."""
     try:
         state = text_format.Parse((folder / STATE).read_text(encoding="utf-8"), CheckpointState())
-    except (FileNotFoundError, IsADirectoryError, UnicodeError, text_format.ParseError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnicodeError, text_format.ParseError):
         return None
     if not state.model_checkpoint_path:
         return None
