@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import venv
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from flat_helpers import CONFIG, make_log
 from easyrec_mm.console import json_line
 
 SCRIPT = Path(__file__).parent.parent / "scripts/local_cluster"
-STAND_IN = """#!{python}
+STAND_IN = """
 import json, os, signal, sys, time
 task = json.loads(os.environ["TF_CONFIG"])
 number = task["task"]["index"]
@@ -27,20 +28,19 @@ print(json.dumps([sys.argv[1:], task, sorted(os.sched_getaffinity(0))]), flush=T
 def script(tmp_path):
     """A copy of the script, beside which no environment lies, and how to make what it runs."""
     make_log(tmp_path)
-    (tmp_path / "easyrec_mm").symlink_to(SCRIPT.parent.parent / "easyrec_mm")
+    package = tmp_path / "easyrec_mm"
+    package.mkdir()
+    for path in (SCRIPT.parent.parent / "easyrec_mm").iterdir():
+        if path.name not in ("__main__.py", "__pycache__"):
+            (package / path.name).symlink_to(path)
     copy = tmp_path / "scripts/local_cluster"
     copy.parent.mkdir()
     copy.write_text(SCRIPT.read_text())
 
     def start(action, *arguments):
-        program = tmp_path / "bin/easyrec-mm"
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(STAND_IN.format(python=sys.executable, action=action))
-        program.chmod(0o755)
-        environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+        (package / "__main__.py").write_text(STAND_IN.format(action=action))
         return subprocess.Popen(
             [sys.executable, copy, *arguments],
-            env=environment,
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -64,6 +64,18 @@ def test_each_worker_has_its_place_and_its_cores(script):
         assert len(set(task["cluster"]["worker"])) == 3
         cores |= set(own)
     assert cores == os.sched_getaffinity(0)
+
+
+def test_any_python_will_do(tmp_path):
+    """It goes on in the environment of the project."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [tmp_path / "bare/bin/python", SCRIPT, "--", "train", "--pipeline_config", "y.config"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    has_environment = (SCRIPT.parent.parent / ".venv").is_dir()
+    expected = "error: y.config: " if has_environment else "error: the packages of easyrec_mm are not installed; run"
+    assert done.stderr.startswith(expected)
 
 
 def test_json_logs_have_the_worker_as_a_field(script):
