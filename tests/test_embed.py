@@ -73,7 +73,7 @@ def test_a_second_run_finds_all_there(exported, root, capsys):
     before = stored(root, keys_of(root))
     capsys.readouterr()
     embed(exported, root)
-    assert f"0 pictures embedded by auto, {len(keys_of(root))} already in the store" in capsys.readouterr().out
+    assert f"0 pictures embedded, {len(keys_of(root))} already in the store" in capsys.readouterr().out
     np.testing.assert_array_equal(stored(root, keys_of(root)).vectors, before.vectors)
 
 

@@ -121,8 +121,10 @@ def _run_on_spark(flags: f.Flags) -> int:
 
 
 def _print(result: EmbedResult, runtime: str, bad_pictures: str, store: str) -> None:
+    # The faster runtime is chosen with the first pictures, and there may be none.
+    by = "" if runtime == "auto" else f" by {runtime}"
     tell_result(
-        f"{result.embedded} pictures embedded by {runtime}, {result.unchanged} already in the store, "
+        f"{result.embedded} pictures embedded{by}, {result.unchanged} already in the store, "
         f"{result.bad} bad{f' (absent; listed in {bad_pictures})' if result.bad else ''}; "
         f"{f.state_of(f'generation {result.generation} of {store}', result.waits_for)}; "
         f"{result.per_s:.4g} images/s",
