@@ -49,6 +49,14 @@ def in_data(data, tmp_path, monkeypatch):
     return tmp_path / "x.config"
 
 
+@pytest.fixture(scope="module")
+def bucket(data, s3):
+    """A bucket with the same files."""
+    name = s3.new_bucket()
+    s3.put_folder(data, name)
+    return name
+
+
 def config_of(path):
     return load_pipeline(str(path)).config
 
@@ -71,6 +79,17 @@ def test_a_config_from_data_of_each_format_passes_check(files, input_type, paths
     assert (config.train_input_path, config.eval_input_path) == paths
     assert main(["check", "--pipeline_config", str(in_data)]) == 0
     assert "the config is valid" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("files", ["g", "log.parquet", "log.csv"])
+def test_a_config_from_data_in_a_bucket(files, in_data, s3, bucket, tmp_path):
+    """It is the one from the same data here, but for the place."""
+    assert main(["init", "--input", files, "--output", str(in_data)]) == 0
+    remote = tmp_path / "remote.config"
+    assert main(["init", "--input", f"{bucket}/{files}", "--output", str(remote)]) == 0
+    assert str(config_of(remote)).replace(f"{bucket}/", "") == str(config_of(in_data))
+    assert main(["check", "--pipeline_config", str(remote), "--set", f"data_config.image_root={bucket}"]) == 0
+    assert main(["init", "--input", f"{bucket}/nothing.csv", "--output", f"{tmp_path}/other.config"]) == 1
 
 
 def test_what_is_inferred_of_groups_is_what_group_infers_of_their_rows(in_data):

@@ -67,6 +67,13 @@ def find_inputs(paths: str, is_known: IsKnown) -> Found:
     return Found(list(dict.fromkeys(all_files)), list(dict.fromkeys(all_others)))
 
 
+def is_folder(path: str) -> bool:
+    """Return whether a path, of this machine or remote, is that of a folder."""
+    if is_remote(path):
+        return any(info.is_folder for info in place_of(path).find(path))
+    return os.path.isdir(path)
+
+
 def _ends(name: str, endings: tuple[str, ...]) -> bool:
     return name.lower().removesuffix(_GZIP_ENDING).endswith(endings)
 

@@ -21,7 +21,7 @@ from easyrec_mm.files.opening import open_binary, opened_at
 from easyrec_mm.formats.columns import kind_of, to_kind
 from easyrec_mm.formats.parquet import is_parquet
 from easyrec_mm.formats.tfrecord import DOUBLES, MISSING, is_tfrecord, records
-from easyrec_mm.grouping.find_files import find_inputs, is_grouped, is_log
+from easyrec_mm.grouping.find_files import find_inputs, is_folder, is_grouped, is_log
 from easyrec_mm.grouping.flat_files import pieces, plan_file, unreadable
 from easyrec_mm.grouping.inference import is_label_name
 from easyrec_mm.grouping.log_plan import plan_columns
@@ -114,7 +114,7 @@ def read_first_rows(paths: str, separator: str, labels: Collection[str]) -> Firs
 def sides_of(folder: str) -> tuple[str, str]:
     """Return the folders of training and evaluation in what `group --split_by` writes; the path itself and "" else."""
     train, evaluation = join(folder, "train"), join(folder, "eval")
-    return (train, evaluation) if os.path.isdir(train) and os.path.isdir(evaluation) else (folder, "")
+    return (train, evaluation) if is_folder(train) and is_folder(evaluation) else (folder, "")
 
 
 def _parquet(path: str) -> tuple[pa.Table, int]:
