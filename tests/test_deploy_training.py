@@ -311,7 +311,7 @@ def test_a_name_that_is_no_label(folder, capsys, name):
     assert "is not a DNS label; give up to 61 lower-case letters, digits and '-', which begin" in message
 
 
-@pytest.mark.parametrize(("kind", "workers", "longest"), [("job", 1000, 59), ("tfjob", 11, 53)])
+@pytest.mark.parametrize(("kind", "workers", "longest"), [("job", 101, 59), ("tfjob", 11, 53)])
 def test_the_longest_name(deploy, capsys, kind, workers, longest):
     deploy(f"--kind={kind}", f"--name={'c' * longest}", workers=workers)
     _, message = refusal(capsys, "--kind", kind, "--name", "c" * (longest + 1), "--workers", str(workers))
@@ -373,8 +373,36 @@ def test_configs_that_do_not_load(folder, capsys):
     )
     (folder / "x.config").write_text(CONFIG.replace("hash_bucket_size", "hash_bucket_siz"))
     assert "did you mean 'hash_bucket_size'?" in refusal(capsys)[1]
-    (folder / "x.config").write_text(CONFIG + "#" * (1 << 20))
-    assert "has more than 1 MiB, the limit of a ConfigMap" in refusal(capsys)[1]
+
+
+@pytest.mark.parametrize(("sign", "num", "fits"), [("#", 230_000, True), ("#", 270_000, False), ("#<", 60_000, False)])
+def test_a_config_that_kubectl_apply_could_not_send(folder, capsys, deploy, sign, num, fits):
+    """It keeps the object in an annotation, for which Kubernetes has 256 KiB; Go writes < with six letters."""
+    text = CONFIG + sign * num
+    (folder / "x.config").write_text(text)
+    if fits:
+        assert deploy()["ConfigMap"]["data"] == {"pipeline.config": text}
+    else:
+        assert "x.config: is too large for a ConfigMap, which may have 261120 bytes with kubectl" in refusal(capsys)[1]
+
+
+def test_more_workers_than_a_command_can_name(capsys, deploy):
+    """Linux takes no argument of 128 KiB or more: `getconf ARG_MAX` is the limit of all together."""
+    deploy(workers=3000)
+    status, said = refusal(capsys, "--workers", "9000")
+    assert (status, "error: --workers 9000: their names and the flags behind -- have " in said) == (1, True)
+
+
+@pytest.mark.parametrize(("gpus", "setting", "is_refused"), [("0", 4, True), ("2", 4, True), ("4", 4, False)])
+def test_gpus_that_the_config_names(capsys, deploy, gpus, setting, is_refused):
+    """Otherwise the containers would compute without the GPUs that the config asks for."""
+    flags = (BUCKET, f"--set=train_config.num_gpus_per_worker={setting}")
+    if not is_refused:
+        assert container_of(deploy(f"--gpus={gpus}", train=flags))["resources"]["limits"] == {"nvidia.com/gpu": gpus}
+        return
+    status, said = refusal(capsys, "--gpus", gpus, train=flags)
+    message = f"x.config: train_config.num_gpus_per_worker: is {setting}, but --gpus is {gpus}; give --gpus {setting},"
+    assert (status, message in said) == (1, True)
 
 
 def test_flags_of_train_are_checked(folder, capsys):
