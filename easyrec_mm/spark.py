@@ -20,6 +20,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from easyrec_mm.errors import DataError, UserError
 from easyrec_mm.safe_text import hide_secrets
+from easyrec_mm.tensorflow_import import import_messages_hidden
 
 Result = TypeVar("Result")
 # A task of run_tasks takes one row and returns one: its number, and its argument or outcome.
@@ -111,12 +112,15 @@ def run_tasks(
     Raises:
       DataError: if the function raised a UserError.
     """
-    folder = os.getcwd()
+    folder, pickled_function = os.getcwd(), pickle.dumps(function)
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        # Here the workers import what the function needs.
+        with import_messages_hidden():
+            loaded = pickle.loads(pickled_function)
         for batch in batches:
             for number, argument in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                outcome = _outcome(partial(function, pickle.loads(argument)), folder, secret_uris)
+                outcome = _outcome(partial(loaded, pickle.loads(argument)), folder, secret_uris)
                 yield pa.RecordBatch.from_pydict({_NUMBER: [number], _VALUE: [outcome]}, _SCHEMA)
 
     schema = from_arrow_schema(_SCHEMA)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,17 @@ def import_tensorflow() -> Any:
 
     If tensorflow-io is installed, it is imported too, because it adds file schemes to TensorFlow.
     """
+    with import_messages_hidden():
+        import tensorflow
+
+        with suppress(ImportError):
+            import tensorflow_io  # noqa: F401
+    return tensorflow
+
+
+@contextmanager
+def import_messages_hidden() -> Iterator[None]:
+    """Hide what is written to stderr while modules are imported that may import TensorFlow, unless that fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     with _lock:
@@ -26,10 +38,7 @@ def import_tensorflow() -> Any:
         with tempfile.TemporaryFile() as notices:
             os.dup2(notices.fileno(), 2)
             try:
-                import tensorflow
-
-                with suppress(ImportError):
-                    import tensorflow_io  # noqa: F401
+                yield
             except BaseException:
                 notices.seek(0)
                 os.write(stderr, notices.read())
@@ -37,4 +46,3 @@ def import_tensorflow() -> Any:
             finally:
                 os.dup2(stderr, 2)
                 os.close(stderr)
-    return tensorflow

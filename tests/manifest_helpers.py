@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from functools import cache
 
+import yaml
+
+from easyrec_mm.cli import main as cli
+
+BUCKET = "--set=model_dir=s3://bucket/m"
 KINDS = {
     ("apps/v1", "Deployment"): "V1Deployment",
     ("batch/v1", "Job"): "V1Job",
@@ -59,3 +64,24 @@ def _problems(value, kind, place):
     for name, item in known.items():
         faults += _problems(item, model.openapi_types[attributes[name]], f"{place}.{name}")
     return faults
+
+
+def deployed(capsys, *arguments, workers=3, config="x.config", train=(BUCKET,)):
+    """Run `deploy`; return its documents, which are valid, by kind."""
+    command = ["deploy", f"--workers={workers}", "--image=registry.example.com/t:1", f"--pipeline_config={config}"]
+    assert cli.main([*command, *arguments, "--", *train]) == 0
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    for document in documents:
+        assert problems_of(document, document["kind"]) == []
+    return {document["kind"]: document for document in documents}
+
+
+def pod_of(documents):
+    if "Job" in documents:
+        return documents["Job"]["spec"]["template"]
+    return documents["TFJob"]["spec"]["tfReplicaSpecs"]["Worker"]["template"]
+
+
+def container_of(documents):
+    (container,) = pod_of(documents)["spec"]["containers"]
+    return container

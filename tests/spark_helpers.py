@@ -46,3 +46,18 @@ def fail(number):
 
 def refuse(number):
     raise DataError(f"worker {number} refuses {os.getcwd()}")
+
+
+class Imported:
+    """On a worker, returns whether stderr was a file without a name, to which nobody looks, while this was imported."""
+
+    is_hidden = False
+
+    def __setstate__(self, state):
+        self.is_hidden = os.fstat(2).st_nlink == 0
+
+    def __getstate__(self):
+        return {"any": True}
+
+    def __call__(self, number):
+        return self.is_hidden and os.fstat(2).st_nlink > 0

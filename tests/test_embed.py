@@ -206,7 +206,10 @@ def test_a_full_disk(exported, root):
         (["--input", "none/*"], "--input: 'none/*' matches no file"),
         (["--img_model_dir", "none"], "none: no manifest.json"),
         (["--store", "lmdb://"], "give a path"),
-        (["--bad_pictures", "/none/bad"], "--bad_pictures /none/bad: cannot be written"),
+        (
+            ["--bad_pictures", "/none/bad"],
+            "--bad_pictures /none/bad: the folder /none does not exist; create it, or give another",
+        ),
     ],
 )
 def test_mistakes(exported, root, capsys, flags, message):

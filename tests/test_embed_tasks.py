@@ -66,7 +66,8 @@ def test_all_tasks_are_one_run(exported, root, capsys, num):
         out = capsys.readouterr().out
         embedded.append(int(out.split(" pictures embedded")[0].splitlines()[-1]))
         missing = ", ".join(map(str, range(index)))
-        state = f"is not current yet: task_index {missing} of task_num {num} has not been written yet"
+        verb = "has" if index == 1 else "have"
+        state = f"is not current yet: task_index {missing} of task_num {num} {verb} not been written yet"
         assert "generation 1 of" in out
         assert (state if index else "is current; ") in out
     assert sum(embedded) == len(whole) - 2
@@ -127,7 +128,7 @@ def test_a_division_of_which_nothing_was_written_is_replaced(uri):
         other.begin("tower", 4, "float32", Tasks(2, "8 items"))
     store.close()  # as if it had been killed
     assert other.begin("tower", 4, "float32", Tasks(3, "8 items")) == first
-    assert other.complete(first, (2, 3)) == "task_index 0, 2 of task_num 3 has not been written yet"
+    assert other.complete(first, (2, 3)) == "task_index 0, 2 of task_num 3 have not been written yet"
     with pytest.raises(StoreError, match="start all tasks with the same --task_num"):
         other.begin("tower", 4, "float32", Tasks(2, "8 items"))
     assert other.begin("tower", 4, "float32", Tasks(3, "8 items")) == first

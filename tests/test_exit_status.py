@@ -58,6 +58,15 @@ def test_success_and_invalid_flags(monkeypatch):
     assert ended.value.code == INVALID_FLAGS
 
 
+@pytest.mark.parametrize(("flag", "advice"), [("--modeldir=m", "; did you mean --model_dir?"), ("--no_such_flag", "")])
+def test_an_unknown_flag_shows_the_usage_of_its_command(flag, advice, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--pipeline_config", "x.config", flag])
+    said = capsys.readouterr().err
+    assert said.startswith("usage: easyrec-mm train ")
+    assert said.endswith(f"easyrec-mm train: error: unrecognized arguments: {flag}{advice}\n")
+
+
 @pytest.mark.parametrize(("flag", "status"), [("--version", SUCCESS), ("--no_such_flag", INVALID_FLAGS)])
 def test_the_process_ends_with_the_status_of_the_parser(flag, status):
     assert subprocess.run([sys.executable, "-m", "easyrec_mm", flag], capture_output=True).returncode == status

@@ -92,14 +92,15 @@ def test_json_logs_have_the_worker_as_a_field(script):
     assert (error["level"], error["logger"]) == ("ERROR", "easyrec_mm.train")
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
 @pytest.mark.parametrize(
     ("strategy", "stays"),
     [("EmbeddingParallelStrategy", True), ("CollectiveAllReduceStrategy", True), ("NoStrategy", False)],
 )
-def test_a_strategy_of_the_config_stays(script, tmp_path, strategy, stays):
+def test_a_strategy_of_the_config_stays(script, tmp_path, strategy, stays, command):
     text = CONFIG.replace("train_config {", f"train_config {{ train_distribute: {strategy}")
     (tmp_path / "x.config").write_text(text)
-    process = script("", "--workers", "1", "--", "train", "--pipeline_config", "x.config")
+    process = script("", "--workers", "1", "--", command, "--pipeline_config", "x.config")
     arguments, _, _ = json.loads(process.communicate(timeout=60)[0].partition(" ")[2])
     assert ("--set" in arguments) is not stays
 
@@ -108,6 +109,20 @@ def test_a_config_that_is_not_there(script):
     process = script("", "--workers", "2", "--", "train", "--pipeline_config", "y.config")
     assert "error: y.config: " in process.communicate(timeout=60)[0]
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        (["embed", "--img_model_dir=x", "--input=y", "--store=z"], 1, "error: embed: is the work of one process"),
+        (["trian", "--pipeline_config=x.config"], 2, "invalid choice: 'trian'"),
+        (["eval", "--pipeline_config=x.config", "--evil"], 2, "unrecognized arguments: --evil"),
+    ],
+)
+def test_what_no_workers_can_run_is_told_once(script, command, status, message):
+    process = script("", "--workers", "2", "--", *command)
+    assert process.communicate(timeout=60)[0].count(message) == 1
+    assert process.returncode == status
 
 
 def test_the_status_of_the_first_failure(script):
@@ -123,7 +138,7 @@ def test_the_status_of_the_first_failure(script):
 def test_a_signal_reaches_all(script):
     action = "signal.signal(signal.SIGTERM, lambda *_: (print('ends', flush=True), sys.exit(143)))\n"
     action += "print('waits', flush=True); time.sleep(60)"
-    process = script(action, "--workers", "2", "--", "eval")
+    process = script(action, "--workers", "2", "--", "eval", "--pipeline_config", "x.config")
     seen = ""
     while seen.count("waits") < 2:
         seen += process.stdout.readline()

@@ -58,7 +58,7 @@ def test_processes_on_the_gpus_of_machines_end_together_and_train_the_weights_of
     output = first.communicate(timeout=120)[0]
     assert first.returncode == 143, output
     for number in (0, 1):
-        assert f"[{number}] stopped; continue with: easyrec-mm train" in output
+        assert f"[{number}] stopped; to continue, start all workers again as before, with: easyrec-mm train" in output
     second = start(folder, "second", arguments("MirroredStrategy", 48), "0,1")
     second.wait_for(folder / "m/model.ckpt-21.index")
     os.kill(workers_of(second)[1], signal.SIGKILL)

@@ -142,6 +142,7 @@ def test_another_prediction_that_begins_meanwhile_is_found_at_the_end(arguments,
         ([*of_task(0, 2), "--output", "p.csv"], "--output p.csv: is one file, and 2 tasks write; give a folder, such"),
         (["--output", "p.csv", "--format", "csv"], "--format: has no effect on p.csv, whose ending says the format"),
         (["--output", "p.txt"], "--output p.txt: write to a file that ends in .parquet or .csv, or to a folder"),
+        (["--output", "none/p.csv"], "--output none/p.csv: the folder none does not exist; create it, or give another"),
         (["--output", "x/", "--quote_formulas"], "--quote_formulas: has no effect on .parquet; write .csv"),
     ],
 )

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "stable_hash": "",
     "tensorflow_import": "",
     "tasks": "",
-    "spark": "errors safe_text",
+    "spark": "errors safe_text tensorflow_import",
     "pages": "",
     "files": "errors safe_text tensorflow_import",
     "manifest": "errors schema files",

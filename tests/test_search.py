@@ -146,6 +146,13 @@ def test_the_command_by_key_and_by_picture(exported, store, tmp_path, capsys):
     assert "similarity centred: cosine of the vectors less their mean" in text
 
 
+def test_a_page_that_cannot_be_written_is_told_before_the_search(store, tmp_path, capsys):
+    page = tmp_path / "none/found.html"
+    assert main(["search", "--store", store, "--key", "no such key", "--html", str(page)]) == 1
+    said = f"error: --html {page}: the folder {tmp_path}/none does not exist; create it, or give another file"
+    assert capsys.readouterr().err.splitlines() == [said]
+
+
 def test_the_command_by_labels(exported, store, tmp_path, capsys):
     rows = ["key,label", *(f"{key},{i % 2}" for i, key in enumerate(exported.keys()))]
     (tmp_path / "labels.csv").write_text("\n".join(rows), encoding="utf-8")

@@ -166,7 +166,7 @@ def test_a_dump_in_a_bucket(tmp_path, bucket):
     [
         (["dump"], "store dump: give the file to write with --output"),
         (["dump", "--output", "v.npy"], "--output v.npy: is neither .parquet nor .csv; write one of these"),
-        (["dump", "--output", "no/folder/v.csv"], "no/folder/v.csv: cannot be written: "),
+        (["dump", "--output", "no/folder/v.csv"], "no/folder/v.csv: the folder no/folder does not exist; create it"),
         (["get"], "store get: give the key of a vector with --key"),
         (["load"], "store load: give the files with --input"),
     ],

@@ -86,7 +86,7 @@ def test_a_generation_is_current_when_all_its_writers_are_through(uri):
 
 def test_shares(uri):
     """One after the other; a run of another kind does not make half of a generation current."""
-    for part, waits_for in ((1, "share 2, 3 of 3 has not"), (3, "share 2 of 3 has not"), (3, "share 2 of 3 has not")):
+    for part, waits_for in ((1, "share 2, 3 of 3 have not"), (3, "share 2 of 3 has not"), (3, "share 2 of 3 has not")):
         store = open_store(uri, writable=True)
         generation = store.begin("tower", 4, "float32")
         assert store.complete(generation, (part, 3)).startswith(waits_for)

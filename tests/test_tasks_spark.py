@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flow_helpers import run, use_small_backbone
-from spark_helpers import SECRET, URI, fail, refuse
+from spark_helpers import SECRET, URI, Imported, fail, refuse
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.store import open_store
@@ -65,7 +65,9 @@ def test_predictions_are_those_of_one_process(spark, arguments, exported, tmp_pa
     assert {record["kind"] for record in expected} == {"group", "picture"}
     summary = capsys.readouterr().out.splitlines()[-1]
     (tmp_path / "m/predict_bad_records.jsonl").unlink()
-    models = exported_models(exported)
+    # In folders with numbers as names, as a server takes them.
+    shutil.copytree(exported.folder / "rec", tmp_path / "rec/7")
+    models = ["--rec_model_dir", tmp_path / "rec", "--img_model_dir", exported.folder / "image"]
     run(*arguments, allow(1), "--output", tmp_path / "out", "--engine", "spark", "--task_num", 3, *models)
     assert capsys.readouterr().out.splitlines()[-1] == summary
     assert bad_records(tmp_path / "m") == expected
@@ -191,6 +193,12 @@ def test_an_error_on_a_worker_shows_no_password(spark, capfd):
     with pytest.raises(DataError, match=message), spark_session("", "test"):
         run_tasks(spark, fail, [0, 1], [URI])
     assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_workers_do_not_show_what_libraries_say_while_they_are_imported(spark):
+    from easyrec_mm.spark import run_tasks
+
+    assert run_tasks(spark, Imported(), [0]) == [True]
 
 
 def test_a_mistake_on_a_worker_is_told_as_it_is_and_paths_are_relative_to_here(spark, tmp_path, monkeypatch):

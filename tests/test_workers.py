@@ -182,7 +182,10 @@ def test_a_signal_to_one_stops_all_with_a_checkpoint(folder):
     workers.processes[1].send_signal(signal.SIGTERM)
     statuses, outputs = workers.end()
     assert statuses == (143, 143), outputs
-    assert all("stopped; continue with: easyrec-mm train" in output for output in outputs)
+    assert all(
+        "stopped; to continue, start all workers again as before, with: easyrec-mm train" in output
+        for output in outputs
+    )
 
 
 def test_workers_that_differ_are_refused(folder):

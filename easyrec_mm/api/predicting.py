@@ -76,9 +76,11 @@ def predict(
     """
     from easyrec_mm.evaluation.predict import predict as predict_all
     from easyrec_mm.evaluation.predict import prediction_input
-    from easyrec_mm.files.written_file import written_file
+    from easyrec_mm.files.written_file import require_folder, written_file
     from easyrec_mm.runs.model_dir import PREDICT_BAD_RECORDS
 
+    if not output.is_folder:
+        require_folder(output.path, "--output")
     data, columns, task = data or pipeline, output.reserved_columns, output.task
     bad_records = PREDICT_BAD_RECORDS
     if task is not None:

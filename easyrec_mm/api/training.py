@@ -39,11 +39,13 @@ class Ended:
     status      exit status for the process
     step        steps done in total; None if other processes trained
     checkpoint  the last checkpoint
+    has_others  whether other workers trained with this one
     """
 
     status: int
     step: int | None = None
     checkpoint: str | None = None
+    has_others: bool = False
 
 
 def train(
@@ -83,4 +85,5 @@ def train(
     lock = locked(pipeline.config.model_dir, "model_dir", tell=say) if is_first else nullcontext()
     with lock as model_dir_lock, lost_workers_named(cluster):
         result = Trainer(pipeline, model_dir_lock, replicas).train()
-    return Ended(0 if result.signal is None else after_signal(result.signal), result.step, result.checkpoint)
+    status = 0 if result.signal is None else after_signal(result.signal)
+    return Ended(status, result.step, result.checkpoint, cluster is not None)

@@ -19,7 +19,7 @@ from easyrec_mm.safe_text import hide_secrets
 
 if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline
-    from easyrec_mm.distribution.kubernetes import Training
+    from easyrec_mm.distribution.kubernetes import Document, Training
 
 HELP = "print the manifests with which Kubernetes trains on several workers"
 
@@ -31,7 +31,6 @@ _CPU = re.compile(r"[1-9]\d*m|\d+(\.\d+)?")
 _MEMORY = re.compile(r"(\d+(\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)")
 # Nodes may have to be started first, and Kubernetes waits up to 10 minutes before it starts a worker again.
 _WAIT = ("--wait_for_workers_s", "1800")
-_MOST_CONFIG_BYTES = 1 << 20
 # Each has a port of the container. No machine has more.
 _MOST_GPUS = 64
 
@@ -73,9 +72,11 @@ def run(flags: f.Flags) -> int:
         print(f"note: {note}", file=sys.stderr)
     _require_shared_folder(pipeline, flags.claim)
     training = _training(flags, strategy)
-    documents, worker_name = KINDS[flags.kind]
+    make_documents, worker_name = KINDS[flags.kind]
     _require_label(training, worker_name)
-    text = to_yaml(documents(training))
+    documents = make_documents(training)
+    _require_sizes(documents, flags)
+    text = to_yaml(documents)
     if hide_secrets(text) != text:
         raise UserError(
             f"{flags.pipeline_config}: the config or a flag contains a password or token, which the manifests would "
@@ -91,6 +92,7 @@ def _load(flags: f.Flags) -> tuple[Pipeline, tuple[str, ...]]:
     By these flags each worker starts a process on each of its GPUs.
     """
     own: tuple[str, ...] = ("--set", f"train_config.num_gpus_per_worker={max(flags.gpus, 1)}")
+    _require_gpus(train.load(flags.train_flags, flags.pipeline_config), flags.gpus)
     pipeline = train.load([*flags.train_flags, *own], flags.pipeline_config)
     if strategy := strategy_flags(pipeline):
         own = (*own, *strategy)
@@ -98,6 +100,42 @@ def _load(flags: f.Flags) -> tuple[Pipeline, tuple[str, ...]]:
     for note in pipeline.notes:
         print(f"note: {note}", file=sys.stderr)
     return pipeline, own
+
+
+def _require_gpus(pipeline: Pipeline, gpus: int) -> None:
+    """Check that the config does not ask for other GPUs than the containers have.
+
+    Raises:
+      UserError: if it does.
+    """
+    asked = pipeline.config.train_config.num_gpus_per_worker
+    if asked not in (0, max(gpus, 1)):
+        raise UserError(
+            f"{pipeline.path}: train_config.num_gpus_per_worker: is {asked}, but --gpus is {gpus}; "
+            f"give --gpus {asked}, or leave the setting out"
+        )
+
+
+def _require_sizes(documents: list[Document], flags: f.Flags) -> None:
+    """Check that `kubectl apply` can send the manifests, and that Linux can start their commands.
+
+    Raises:
+      UserError: if it cannot.
+    """
+    from easyrec_mm.distribution.kubernetes import MOST_ANNOTATION_BYTES, MOST_ARGUMENT_BYTES, num_annotation_bytes
+
+    for document in documents:
+        num_bytes = num_annotation_bytes(document)
+        if document["kind"] == "ConfigMap" and num_bytes > MOST_ANNOTATION_BYTES:
+            raise UserError(
+                f"{flags.pipeline_config}: is too large for a ConfigMap, which may have {MOST_ANNOTATION_BYTES} bytes "
+                "with kubectl apply; put it into a bucket, or into the folder of a --claim"
+            )
+        if document["kind"] != "ConfigMap" and num_bytes > MOST_ARGUMENT_BYTES:
+            raise UserError(
+                f"--workers {flags.workers}: their names and the flags behind -- have {num_bytes} bytes, and a command "
+                f"may have {MOST_ARGUMENT_BYTES}; give fewer workers, with more --gpus each, or shorter flags"
+            )
 
 
 def _training(flags: f.Flags, own: tuple[str, ...]) -> Training:
@@ -109,11 +147,6 @@ def _training(flags: f.Flags, own: tuple[str, ...]) -> Training:
         path, config = f"{CONFIG_FOLDER}/{CONFIG_FILE}", read_text(flags.pipeline_config)
         if taken := [folder for folder, _ in flags.claim if _is_below(folder, CONFIG_FOLDER)]:
             raise UserError(f"--claim: {taken[0]}: the config is mounted at {CONFIG_FOLDER}; choose another folder")
-        if len(config.encode()) > _MOST_CONFIG_BYTES:
-            raise UserError(
-                f"{flags.pipeline_config}: has more than 1 MiB, the limit of a ConfigMap; put it into a bucket, or "
-                "into the folder of a --claim"
-            )
     arguments = ("train", "--pipeline_config", path, *_WAIT, *flags.train_flags, *own)
     name = flags.name if flags.name is not None else _name_from(flags.pipeline_config)
     return f.options_of(Training, flags, name=name, config=config, arguments=arguments, claims=_claims(flags.claim))

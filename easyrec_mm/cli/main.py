@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import takewhile
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from easyrec_mm import __version__
 from easyrec_mm.cli import (
@@ -142,7 +143,21 @@ def _main(arguments: list[str], console: Console) -> int:
         return FAILURE
 
 
-def make_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
+class _CommandParser(argparse.ArgumentParser):
+    """A parser that says of an unknown flag what it may have been, below the usage of the command."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse arguments, as its base class does, but end the process if some are unknown."""
+        flags, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            near = get_close_matches(unknown[0].partition("=")[0], known, n=1, cutoff=0.8)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
+        return flags, unknown
+
+
+def make_parser(kind: type[argparse.ArgumentParser] = _CommandParser) -> argparse.ArgumentParser:
     """Return the parser of all commands and their flags, of a class of parsers."""
     parser = kind(
         prog="easyrec-mm",

@@ -35,7 +35,10 @@ def add_flags(parser: f.Parser) -> None:
     add("--format", choices=["parquet", "csv"], help="format of the parts in a folder (default parquet)")
     f.add_task_flags(parser, "the samples: each writes the part of its own to the folder --output")
     f.add_engine_flags(parser)
-    add("--rec_model_dir", metavar="R", help="with --engine spark: folder of the exported rec model")
+    rec = (
+        "with --engine spark: the exported rec model, or a folder of exports with numbers as names, of which the newest"
+    )
+    add("--rec_model_dir", metavar="R", help=rec)
     add("--img_model_dir", metavar="I", default="", help="with --engine spark: folder of the exported image model")
     add("--reserved_columns", metavar="A,B", type=f.names, default=(), help="input fields to copy into the output")
     formulas = "in .csv, put ' before texts that begin with = + - @, which spreadsheets would compute"
@@ -85,7 +88,8 @@ def _run_on_spark(pipeline: Pipeline, flags: f.Flags, ending: str) -> int:
     from easyrec_mm.spark import spark_session
 
     config, schema, path = pipeline.config, pipeline.schema, flags.predict_input_path
-    rec = read_headers(flags.rec_model_dir, flags.img_model_dir, schema)
+    rec_folder, image_folder = _exports(flags)
+    rec = read_headers(rec_folder, image_folder, schema)
     model_dir = ModelDir(config.model_dir)
     bad_records = BadRecords(str(model_dir.local / PREDICT_BAD_RECORDS), config.data_config.max_bad_record_share)
     inputs = prediction_input(config, schema, path, flags.reserved_columns, BadRecords(None, 1.0))
@@ -96,8 +100,8 @@ def _run_on_spark(pipeline: Pipeline, flags: f.Flags, ending: str) -> int:
             config=config.SerializeToString(),
             schema=schema,
             path=path,
-            rec_model_dir=flags.rec_model_dir,
-            img_model_dir=flags.img_model_dir,
+            rec_model_dir=rec_folder,
+            img_model_dir=image_folder,
             output=flags.output,
             ending=ending,
             reserved_columns=flags.reserved_columns,
@@ -112,6 +116,17 @@ def _run_on_spark(pipeline: Pipeline, flags: f.Flags, ending: str) -> int:
     if bad_records.summary():
         print(shown(bad_records.summary()))
     return 0
+
+
+def _exports(flags: f.Flags) -> tuple[str, str]:
+    """Return the folders of the rec model and of its image model; of exports with numbers as names, of the newest."""
+    from easyrec_mm.manifest import read_header
+    from easyrec_mm.serving.release import exports_of, image_model_of
+
+    rec_folder = exports_of(flags.rec_model_dir)[0]
+    if not flags.img_model_dir:
+        return rec_folder, ""
+    return rec_folder, image_model_of(read_header(rec_folder, "rec").image_tower_fingerprint, flags.img_model_dir)
 
 
 def _check_spark_flags(flags: f.Flags, uses_image: bool) -> None:

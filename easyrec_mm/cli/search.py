@@ -10,6 +10,7 @@ from easyrec_mm.cli import flags as f
 from easyrec_mm.console import tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import join
+from easyrec_mm.files.written_file import require_folder
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def run(flags: f.Flags) -> int:
     sought = Sought(flags.key, flags.picture, flags.text, fields)
     is_query = bool(sought.key or sought.is_embedded) and not flags.serve
     _require_together(flags, is_query)
+    if flags.html:
+        require_folder(flags.html, "--html")
     metadata = metadata_of(flags.metadata, flags.metadata_key) if flags.metadata else None
     if metadata is not None and flags.metadata_picture:
         metadata.require(flags.metadata_picture, "--metadata_picture")

@@ -75,7 +75,9 @@ def run_pipeline(pipeline: Pipeline, flags: f.Flags) -> int:
         text = f"step {ended.step}; checkpoint {ended.checkpoint}"
         tell_result(text, step=ended.step, checkpoint=ended.checkpoint)
         if ended.status:
-            say(f"stopped; continue with: easyrec-mm {shlex.join(flags.arguments)}")
+            # One worker alone would train another batch.
+            again = "to continue, start all workers again as before, with" if ended.has_others else "continue with"
+            say(f"stopped; {again}: easyrec-mm {shlex.join(flags.arguments)}")
     return ended.status
 
 

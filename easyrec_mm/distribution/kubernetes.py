@@ -18,6 +18,12 @@ from easyrec_mm.safe_text import printable
 
 Document = dict[str, Any]
 
+# `kubectl apply` keeps each object, as JSON, in an annotation of it. Annotations may have 256 KiB, and kubectl adds the
+# namespace to the object.
+MOST_ANNOTATION_BYTES = (1 << 18) - (1 << 10)
+# Linux starts no command with a longer argument, such as the one with TF_CONFIG.
+MOST_ARGUMENT_BYTES = 1 << 17
+
 PORT = 2222
 # Where a config from a ConfigMap lies.
 CONFIG_FOLDER, CONFIG_FILE = "/etc/easyrec-mm", "pipeline.config"
@@ -134,6 +140,13 @@ def to_yaml(documents: list[Document]) -> str:
         for allowed in (True, False)
     )
     return str(text if printable(text) == text else escaped)
+
+
+def num_annotation_bytes(document: Document) -> int:
+    """Return the size of a document in the annotation in which `kubectl apply` keeps it."""
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    # As Go writes JSON.
+    return len(text.encode()) + sum(5 * text.count(sign) for sign in "<>&")
 
 
 def _ports(training: Training, name: str) -> list[Document]:

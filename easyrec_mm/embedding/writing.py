@@ -25,6 +25,7 @@ from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.embedding.items import Item
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, naming, plain, put, written_at
+from easyrec_mm.files.written_file import require_folder
 from easyrec_mm.runs.progress import PictureProgress
 from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.store import Generation, Record, Store
@@ -246,6 +247,7 @@ def too_many_bad(result: EmbedResult, max_bad_share: float) -> str:
 @contextmanager
 def open_list(path: str, refused: Sequence[BadRecord], flag: str = "--bad_pictures") -> Iterator[TextIO]:
     """Yield a file that lists these groups, to write bad items to; closed, it is uploaded or, if empty, removed."""
+    require_folder(path, flag)
     place = written_at(path) if is_remote(path) else Path(plain(path))
     try:
         file = place.open("w", encoding="utf-8")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from easyrec_mm.errors import UserError
 from easyrec_mm.files import Failure, StorageError, is_remote, place_of, plain, put_text, written_at
+from easyrec_mm.files.written_file import require_folder
 from easyrec_mm.report.context import Context
 from easyrec_mm.report.page import Made, make_sections, page
 from easyrec_mm.report.run import names_of, open_run
@@ -80,15 +79,9 @@ def _require_writable(output: str) -> None:
     if is_remote(output):
         _require_place(output)
         return
+    require_folder(output, "--output")
     path = Path(plain(output))
-    folder = path.parent
-    if not folder.is_dir():
-        raise UserError(f"--output {output}: the folder {folder} does not exist; create it, or give another file")
-    if path.is_dir():
-        raise UserError(f"--output {output}: is a folder; give a file, such as {path / 'report.html'}")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--output {output}: the folder {folder} cannot be written; give another file")
-    for left in folder.glob(f"{escape(written_at(path.name).name.rpartition('-')[0])}-*"):
+    for left in path.parent.glob(f"{escape(written_at(path.name).name.rpartition('-')[0])}-*"):
         _, _, process = left.name.rpartition("-")
         # A report that was killed while it wrote has left a part of its page.
         if process.isdecimal() and not Path(f"/proc/{process}").exists():

@@ -174,11 +174,12 @@ class Meta:
         if self.generations[number].completed_s:
             return ""
         missing = sorted(set(range(1, use.num_shares + 1)).difference(use.written_shares))
+        wait = f"{'has' if len(missing) == 1 else 'have'} not been written yet"
         if missing and use.work:
             tasks = ", ".join(str(part - 1) for part in missing)
-            return f"task_index {tasks} of task_num {use.num_shares} has not been written yet"
+            return f"task_index {tasks} of task_num {use.num_shares} {wait}"
         if missing:
-            return f"share {', '.join(map(str, missing))} of {use.num_shares} has not been written yet"
+            return f"share {', '.join(map(str, missing))} of {use.num_shares} {wait}"
         if writers := live(use.writers, now_s):
             return f"another run is writing to it ({', '.join(writers)})"
         return ""

@@ -99,7 +99,8 @@ class NotFinite:
 
     def _good(self) -> str:
         good = self._checkpoints.latest()
-        return f"The weights of this step are not saved; the last good checkpoint is {shown(good) if good else 'none'}."
+        last = f"the last good checkpoint is {shown(good)}" if good else "there is no checkpoint before it"
+        return f"The weights of this step are not saved; {last}."
 
     def _written(
         self,
