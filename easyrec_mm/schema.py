@@ -90,6 +90,10 @@ class Task:
         return self.output_names[1] if self.activation in ("binary", "multiclass") else self.output_names[0]
 
 
+# Kinds of contents of items, and names of the banks of their vectors.
+IMAGE, TEXT = "image", "text"
+
+
 @dataclass(frozen=True)
 class RowLayout:
     """Positions of the parts of a GroupRTP line: column indices, separators and the order of a sample's values.
@@ -141,8 +145,13 @@ class Schema:
 
     @property
     def has_item_vector(self) -> bool:
-        """Return whether items have a vector: of their picture, their text, or both."""
-        return self.uses_image or self.text is not None
+        """Return whether items have a vector: of their picture, other contents, or both."""
+        return self.uses_image or bool(self.contents)
+
+    @property
+    def contents(self) -> dict[str, Feature]:
+        """Return the features of the contents of items beside the picture, by kind, in the order of fusion."""
+        return {} if self.text is None else {TEXT: self.text}
 
     @property
     def width(self) -> int:
@@ -199,8 +208,8 @@ class Schema:
         return tuple(name for name in self.layout.sample_fields if name in used)
 
     def item_features(self) -> tuple[Feature, ...]:
-        """Return the features that are read once per item: image_features and the text."""
-        return self.image_features if self.text is None else (*self.image_features, self.text)
+        """Return the features that are read once per item: image_features and contents."""
+        return (*self.image_features, *self.contents.values())
 
     def model_fields(self) -> Iterator[str]:
         """Return the `feature_fields` without those read only as keys of vectors in a store."""
@@ -237,25 +246,26 @@ class Schema:
     @property
     def has_links(self) -> bool:
         """Return whether the images of a batch may be others than its pictures, one by one."""
-        return bool(self.image_separator) or self.has_no_image_vector or self.text is not None
+        return bool(self.image_separator) or self.has_no_image_vector or bool(self.contents)
 
     @property
     def has_picture_item(self) -> bool:
-        """Return whether exported models take the item of each picture: an item may have several, or only a text."""
-        may_have_none = self.has_no_image_vector and self.text is not None
+        """Return whether exported models take the item of each picture: an item may have several, or none."""
+        may_have_none = self.has_no_image_vector and bool(self.contents)
         return self.uses_image and (bool(self.image_separator) or may_have_none)
 
-    def is_text_enough(self, values: Mapping[str, Any]) -> bool:
-        """Return whether an item with these values of fields has a vector without a picture: by its text."""
-        if self.text is None or (self.uses_image and not self.has_no_image_vector):
+    def is_without_picture(self, values: Mapping[str, Any]) -> bool:
+        """Return whether an item with these values of fields has a vector without a picture: by another content."""
+        if self.uses_image and not self.has_no_image_vector:
             return False
         # As TensorFlow strips texts: of white space in ASCII.
-        return any(str(values[name]).strip(_WHITE_SPACE) for name in self.text.inputs)
+        names = (name for feature in self.contents.values() for name in feature.inputs)
+        return any(str(values[name]).strip(_WHITE_SPACE) for name in names)
 
     def image_fields(self) -> tuple[str, ...]:
         """Return the names of the fields that the image model reads in addition to the picture."""
-        features = (feature for feature in (self.category, self.text) if feature is not None)
-        return tuple(dict.fromkeys(name for feature in features for name in feature.inputs))
+        category = () if self.category is None else (self.category,)
+        return tuple(dict.fromkeys(name for f in (*category, *self.contents.values()) for name in f.inputs))
 
     def without_passwords(self) -> Schema:
         """Return this Schema with the passwords removed from the URIs of stores, so that it can be shown to others."""

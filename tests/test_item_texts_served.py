@@ -99,7 +99,7 @@ def test_texts_are_replaced_by_none_and_by_others(case, explained):
     result = ablate(explained.rec, samples, pictures, explained.plan)
     changes = {change.name: change for change in result.changes}
     assert {changes[name].kind for name in (NO_TEXT, OTHER_TEXT)} == {"text"}
-    without = case.model.parts.of_items(tf.constant(made.images), tf.constant([""] * len(items))).numpy()
+    without = case.model.parts.of_items(tf.constant(made.images), {"text": tf.constant([""] * len(items))}).numpy()
     outputs = explained.rec.outputs(samples.features, without, samples.item)
     labels, probabilities = samples.labels["click"], outputs["probs_click"].astype(np.float64)
     loss = -np.mean(labels * np.log(probabilities) + (1 - labels) * np.log(1 - probabilities))
@@ -131,7 +131,7 @@ def test_tensorboard_has_the_vectors_texts_and_weights_of_items(case):
     for item in inputs.batches(banks_of=lambda step: banks):
         shown.add(item, case.model.predict(item.batch, banks))
         images = case.model.image_vectors(item.batch, banks=banks)
-        of_texts = case.model.parts.texts(item.batch.contents, False, banks)
+        of_texts = case.model.parts.encoded(item.batch.contents, False, banks)
         fused = case.model.parts.of_batch(images, of_texts, False).numpy()
         texts = item.batch.contents["text"]
         by_image = texts.values.numpy()[texts.of_image.numpy()]

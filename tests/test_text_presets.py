@@ -34,7 +34,7 @@ def preset_training(preset, data, folder, settings=""):
 def test_features_are_those_of_keras_hub(preset, pooling):
     encoder = PresetEncoder(preset, TOKENS, pooling, "float32")
     texts = tf.constant([*TITLES, "red " * 50])
-    features = encoder(encoder.tokens(texts)).numpy()
+    features = encoder(encoder.prepare(texts)).numpy()
     inputs = keras_hub.models.TextClassifierPreprocessor.from_preset(preset, sequence_length=TOKENS)(texts)
     vectors = keras_hub.models.Backbone.from_preset(preset)(inputs)["sequence_output"].numpy()
     mask = inputs["padding_mask"].numpy()[..., None]
@@ -48,7 +48,7 @@ def test_features_are_those_of_keras_hub(preset, pooling):
 
 def test_an_empty_text_has_no_tokens(preset):
     encoder = PresetEncoder(preset, TOKENS, "AVG", "float32")
-    assert encoder.has_words(encoder.tokens(tf.constant(["", "  ", "mug"]))).numpy().tolist() == [False, False, True]
+    assert encoder.is_there(encoder.prepare(tf.constant(["", "  ", "mug"]))).numpy().tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,9 @@ def test_low_rank_updates_are_merged_at_export(preset, data, tmp_path):
 
     image = tf.saved_model.load(str(tmp_path / "img"))
     vectors = image.signatures["serving_default"](title=tf.constant([*TITLES, ""]))["img_emb_vector"]
-    np.testing.assert_allclose(vectors, training.model.parts.of_items(None, tf.constant([*TITLES, ""])), atol=1e-5)
+    np.testing.assert_allclose(
+        vectors, training.model.parts.of_items(None, {"text": tf.constant([*TITLES, ""])}), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

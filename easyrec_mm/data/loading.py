@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
-from easyrec_mm.data.batch import IMAGE, Batch, Contents, Images, InputBatch, has_text, one_picture_each
+from easyrec_mm.data.batch import Batch, Contents, Images, InputBatch, has_content, one_picture_each
 from easyrec_mm.data.chunks import ChunkReader
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.pictures import PictureLoader, Pictures
@@ -21,7 +21,7 @@ from easyrec_mm.data.vector_bank import Banks, Plan
 from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.formats.source import Source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import IMAGE, Schema
 from easyrec_mm.store.feature_vectors import Found
 
 
@@ -259,7 +259,7 @@ def _contents(pending: Pending) -> dict[str, Contents]:
             key=rows["number"],
             bank_row=tf.zeros([num_contents], tf.int32) if plan is None else tf.constant(plan.rows),
             of_image=rows["of_image"],
-            is_there=has_text(values),
+            is_there=has_content(values),
         )
     return contents
 

@@ -171,8 +171,8 @@ class _Loader:
         all_problems = loaded.problems if loaded else {}
         good = [at for at in range(len(chosen)) if at not in all_problems]
         row_of_good = np.array([pictures[chosen[at]][0] for at in good], np.int64)
-        with_text = [row for row in sorted(chosen_rows) if self._has_text(items[row])]
-        rows = np.unique([*row_of_good.tolist(), *with_text]).astype(np.int64)
+        others = [row for row in sorted(chosen_rows) if self._is_without_picture(items[row])]
+        rows = np.unique([*row_of_good.tolist(), *others]).astype(np.int64)
         owner = np.searchsorted(rows, row_of_good)
         pixels = loaded.pixels.numpy() if loaded else np.zeros((0, 1, 1, 1), np.uint8)
         bad = [(*pictures[chosen[at]], problem) for at, problem in all_problems.items()]
@@ -188,11 +188,11 @@ class _Loader:
     def _paths_of(self, item: Item) -> list[str]:
         """Return the paths of an item's pictures; "" for an item that should have one and names none."""
         paths = [path for path in self._paths(item.path) if path]
-        return paths or ([] if self._has_text(item) else [""])
+        return paths or ([] if self._is_without_picture(item) else [""])
 
-    def _has_text(self, item: Item) -> bool:
-        """Return whether an item's text is enough to embed it, without a picture."""
-        return self._schema.is_text_enough(dict(zip(self._schema.image_fields(), item.fields, strict=True)))
+    def _is_without_picture(self, item: Item) -> bool:
+        """Return whether an item can be embedded without a picture, by its other contents."""
+        return self._schema.is_without_picture(dict(zip(self._schema.image_fields(), item.fields, strict=True)))
 
     def _hashes(
         self,
@@ -206,15 +206,18 @@ class _Loader:
         for i, (row, _) in enumerate(pictures):
             if i not in unreadable:
                 parts[row].append(contents[i])
-        return [hash_of_item(part, item.fields, self._has_text(item)) for item, part in zip(items, parts, strict=True)]
+        return [
+            hash_of_item(part, item.fields, self._is_without_picture(item))
+            for item, part in zip(items, parts, strict=True)
+        ]
 
 
-def hash_of_item(pictures: Sequence[bytes], fields: Sequence[str], has_text: bool = False) -> bytes:
+def hash_of_item(pictures: Sequence[bytes], fields: Sequence[str], has_others: bool = False) -> bytes:
     """Return the hash of an item's content: its readable pictures, and the texts of the model's other inputs.
 
-    Without pictures an item has no content, unless its text is enough.
+    Without pictures an item has no content, unless it has others than pictures.
     """
-    if not pictures and not has_text:
+    if not pictures and not has_others:
         return NO_CONTENT
     if len(pictures) == 1 and not fields:
         return content_hash(pictures[0])

@@ -22,13 +22,13 @@ from easyrec_mm.manifest import (
     IMAGE_VECTOR,
     PICTURE_ITEM,
     PIXELS,
-    TEXT_TOKENS,
+    PREPARED,
     Manifest,
     local_export,
     read_manifest,
     require_unchanged,
 )
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import TEXT, Schema
 
 Runtime = Literal["auto", "onnx", "tensorflow"]
 _NUMPY_TYPES = {"int64": np.int64, "bool": np.bool_, "float32": np.float32}
@@ -40,7 +40,7 @@ _WORDS = "some words"
 class _Items(NamedTuple):
     """Items to embed.
 
-    pixels   float32 [N, H, W, C] of their pictures; None for a model of texts
+    pixels   float32 [N, H, W, C] of their pictures; None for a model without pictures
     fields   field -> [K]
     owner    int [N]: the item of each picture, ascending
     number   K
@@ -145,7 +145,8 @@ class ImageModel:
 
     def _run_onnx(self, items: _Items) -> np.ndarray:
         inputs = {**items.pictures(self._input), **self._onnx_inputs(items.fields, items.owner, items.number)}
-        if TEXT_TOKENS in inputs and (inputs[TEXT_TOKENS] < 0).all():
+        tokens = inputs.get(PREPARED[TEXT].name)
+        if tokens is not None and (tokens < 0).all():
             return self._run_tensorflow(items)  # no text has a word; as for no picture
         vectors: np.ndarray = self._session.run([IMAGE_VECTOR], inputs)[0]
         return vectors
@@ -202,11 +203,11 @@ class PictureEmbedder:
         """Return the paths of the pictures that a key names."""
         return self._model.paths(key) if key else []
 
-    def is_text_enough(self, values: Sequence[Any]) -> bool:
+    def is_without_picture(self, values: Sequence[Any]) -> bool:
         """Return whether an item with these values of `fields` has a vector without a picture."""
-        return self.schema.is_text_enough(dict(zip(self.fields, values, strict=True)))
+        return self.schema.is_without_picture(dict(zip(self.fields, values, strict=True)))
 
-    def embed_texts(self, fields: Mapping[str, Sequence[Any]]) -> np.ndarray:
+    def embed_without_picture(self, fields: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """Return the vectors `[K, D]` of items without a picture.
 
         Args:
@@ -219,7 +220,7 @@ class PictureEmbedder:
     def embed(
         self, pictures: Sequence[Sequence[bytes]], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> list[np.ndarray | None]:
-        """Return the vector `[D]` of each item; None for one without a valid picture, unless its text is enough.
+        """Return the vector `[D]` of each item; None for one without a valid picture, unless it has another content.
 
         Args:
           pictures: the contents of the pictures of each item.
@@ -233,8 +234,8 @@ class PictureEmbedder:
             decoded, problems = self._pictures.decode([content for contents in pictures for content in contents], {})
             good = [i for i in range(len(item)) if i not in problems]
             pixels = decoded.numpy()[good]
-        with_text = [row for row in range(len(pictures)) if fields and self._is_text_enough(fields, row)]
-        rows = sorted({*(item[i] for i in good), *with_text})
+        others = [row for row in range(len(pictures)) if fields and self._is_without_picture(fields, row)]
+        rows = sorted({*(item[i] for i in good), *others})
         if rows:
             values = {name: [fields[name][row] for row in rows] for name in self.fields} if fields else None
             owner = np.searchsorted(rows, [item[i] for i in good])
@@ -242,5 +243,5 @@ class PictureEmbedder:
                 vectors[row] = vector
         return vectors
 
-    def _is_text_enough(self, fields: Mapping[str, Sequence[Any]], row: int) -> bool:
-        return self.is_text_enough([fields[name][row] for name in self.fields])
+    def _is_without_picture(self, fields: Mapping[str, Sequence[Any]], row: int) -> bool:
+        return self.is_without_picture([fields[name][row] for name in self.fields])

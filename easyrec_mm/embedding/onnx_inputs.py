@@ -1,4 +1,4 @@
-"""Inputs of an image model for ONNX Runtime in addition to pixels: ids of categories, tokens of texts, items."""
+"""Inputs of an image model for ONNX Runtime in addition to pixels: ids of categories, prepared contents, items."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.features.numpy_back_end import Values
 from easyrec_mm.features.numpy_transform import NumpyTransform
-from easyrec_mm.manifest import PICTURE_ITEM, TEXT_TOKENS, TOKENS
+from easyrec_mm.manifest import PICTURE_ITEM, PREPARED
 from easyrec_mm.schema import Schema
 
 
@@ -20,7 +20,7 @@ class OnnxInputs:
 
     Args:
       schema: the schema of the image model.
-      signatures: the signatures of its SavedModel, which has the tokens of texts: ONNX has no operations for strings.
+      signatures: the signatures of its SavedModel, which prepare contents: ONNX has no operations for strings.
     """
 
     def __init__(self, schema: Schema, signatures: Mapping[str, Any]) -> None:
@@ -36,9 +36,10 @@ class OnnxInputs:
           num_items: K.
         """
         inputs: dict[str, NDArray[Any]] = dict(self._category(dict(fields), num_items))
-        if self._schema.text is not None:
-            texts = {name: tf.constant(list(fields[name]), tf.string) for name in self._schema.text.inputs}
-            inputs[TEXT_TOKENS] = self._signatures[TOKENS](**texts)[TEXT_TOKENS].numpy()
+        for kind, feature in self._schema.contents.items():
+            signature, name = PREPARED[kind]
+            of_kind = {field: tf.constant(fields[field]) for field in feature.inputs}
+            inputs[name] = self._signatures[signature](**of_kind)[name].numpy()
         if self._schema.has_picture_item:
             inputs[PICTURE_ITEM] = item.astype(np.int64)
         return inputs

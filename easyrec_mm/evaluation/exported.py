@@ -93,7 +93,7 @@ class ExportedNetwork:
             self._image_fields = self._image_manifest.schema.image_fields()
             image_schema = self._image_manifest.schema
             self._onnx_inputs = OnnxInputs(
-                image_schema, load_signatures(image_folder, image_schema) if image_schema.text is not None else {}
+                image_schema, load_signatures(image_folder, image_schema) if image_schema.contents else {}
             )
         self._transform = NumpyTransform(schema.features)
         self._taken = {value.name for value in self._rec.get_inputs()}
@@ -147,10 +147,10 @@ class ExportedNetwork:
             vectors[:] = stand_in
         if self._image is None:
             return vectors
-        # K of the images have pictures, or a text in place of them.
+        # K of the images have pictures, or may have other contents in place of them.
         images, item = np.unique(batch.images.link_image.numpy(), return_inverse=True)
         schema = self._image_manifest.schema
-        if schema.text is not None:
+        if schema.contents:
             images, item = np.arange(batch.num_images), batch.images.link_image.numpy()
         if not len(images):
             return vectors

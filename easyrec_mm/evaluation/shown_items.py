@@ -16,13 +16,13 @@ import tensorflow as tf
 from PIL import ImageOps
 
 from easyrec_mm.config.evaluation import projector_fields
-from easyrec_mm.data.batch import TEXT, InputBatch
+from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.packed_pictures import own_path
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.shown import MOST_NUMBERS
 from easyrec_mm.safe_text import hide_secrets, printable
-from easyrec_mm.schema import Schema, Task
+from easyrec_mm.schema import TEXT, Schema, Task
 
 Array = npt.NDArray[Any]
 # Sides in pixels of a picture among those with labels and predictions, and in the projector.
@@ -140,8 +140,8 @@ class ShownItems:
         num = len(self._items)
         samples = self._sums.samples[:num]
         images, texts = self._image_vectors(model), tf.constant([item.text for item in self._items], tf.string)
-        vectors = images if model.parts.text is None else model.parts.of_items(images, texts)
-        weights = model.parts.part_weights(images, texts) if self._items else {}
+        vectors = model.parts.of_items(images, {TEXT: texts}) if model.schema.has_item_vector else None
+        weights = model.parts.part_weights(images, {TEXT: texts}) if self._items else {}
         self.collected = Collected(
             items=self._items,
             num_samples=samples.astype(np.int64),

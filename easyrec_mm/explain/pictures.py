@@ -15,11 +15,11 @@ import numpy.typing as npt
 import PIL.Image
 import tensorflow as tf
 
-from easyrec_mm.data.batch import has_text
+from easyrec_mm.data.batch import has_content
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.explain.samples import Item
 from easyrec_mm.network.model import MultimodalModel
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import TEXT, Schema
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -118,7 +118,7 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
         vectors=tuple(item_vectors(model, of_model, texts) for model, of_model in zip(models, images, strict=True)),
         images=images[0],
         has_picture=has_picture,
-        has_text=has_text(tf.constant(texts, tf.string)).numpy(),
+        has_text=has_content(tf.constant(texts, tf.string)).numpy(),
         tiles=_of_first(tiles, first),
         content=_contents(distinct, is_good, hashes, texts),
         problems={distinct.paths[picture]: problem for picture, problem in problems.items()},
@@ -131,13 +131,14 @@ def item_vectors(model: MultimodalModel, images: Floats, texts: Sequence[str]) -
 
     Of image vectors alone, they are these.
     """
-    if model.parts.text is None:
+    if not model.parts.contents:
         return images
     parts = [np.zeros((0, model.item_width), np.float32)]
     for start in range(0, len(texts), _TEXTS_AT_A_TIME):
         end = start + _TEXTS_AT_A_TIME
         of_part = tf.constant(images[start:end]) if model.image is not None else None
-        parts.append(model.parts.of_items(of_part, tf.constant(texts[start:end], tf.string)).numpy())
+        contents = {TEXT: tf.constant(texts[start:end], tf.string)}
+        parts.append(model.parts.of_items(of_part, contents).numpy())
     return np.concatenate(parts)
 
 

@@ -25,6 +25,7 @@ import tensorflow as tf
 from easyrec_mm.explain.samples import Features
 from easyrec_mm.network.layers.image_tower import ImageTower
 from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.schema import TEXT
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -84,8 +85,7 @@ def saliency(
         vectors = tower.vectors(tower.pooled(mapped, x))
         pooled = item.pooled(vectors, tf.zeros([len(pixels)], tf.int32), 1) if len(pixels) > 1 else vectors
         vector = item(pooled, tf.constant([True]), training=False)
-        if model.schema.text is not None:
-            vector = model.parts.of_items(vector, tf.constant([text]))
+        vector = model.parts.of_items(vector, {TEXT: tf.constant([text])})
         logits, _ = model.rec(features, vector, training=False)
         logit = logits[task][0, class_index]
     explained = x if method == "gradient of pixels" else _finest_enough(noted)

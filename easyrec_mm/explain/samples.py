@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from easyrec_mm.data.batch import IMAGE, TEXT, Batch, InputBatch
+from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.vector_bank import NO_BANKS, Plan, VectorBank
 from easyrec_mm.evaluation.evaluator import as_arrays
 from easyrec_mm.evaluation.plan import EvalPlan
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import IMAGE, TEXT, Schema
 from easyrec_mm.stable_hash import Hashes, hash_array, mix, seeded
 
 Array = npt.NDArray[Any]

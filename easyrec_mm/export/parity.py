@@ -165,7 +165,7 @@ class _Ways:
         }
         features = {name: fields[name] for name in self._feature_fields}
         vectors = parts.vector_inputs(self._schema, batch.features)
-        shown = ShownItems.of(batch, picture_path, self._schema.text is not None)
+        shown = ShownItems.of(batch, picture_path, bool(self._schema.contents))
         side_inputs = {name: tf.gather(fields[name], shown.first_sample) for name in self._image_fields}  # [K]
         if self._schema.has_picture_item:
             side_inputs[manifest.PICTURE_ITEM] = tf.constant(shown.item)

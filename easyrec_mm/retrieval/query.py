@@ -114,7 +114,7 @@ class Encoder:
         elif not any(texts[name].strip() for name in self._text_fields):
             raise UserError("--text: is empty; give some words, or a picture")
         else:
-            vector = self._embedder.embed_texts(values)[0]
+            vector = self._embedder.embed_without_picture(values)[0]
         has_text = not contents
         return Query(vector, hash_of_item(contents, [texts[name] for name in self._embedder.fields], has_text))
 

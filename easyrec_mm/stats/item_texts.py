@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.features.text_feature import TextFeature
-from easyrec_mm.network.item import text_tower
+from easyrec_mm.network.content import text_tower
 from easyrec_mm.network.layers.words import split_words
 from easyrec_mm.network.precision import FLOAT32
 
