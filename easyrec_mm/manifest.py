@@ -38,6 +38,13 @@ class Prepared(NamedTuple):
 
 
 PREPARED = {TEXT: Prepared("tokens", "text_tokens")}
+
+
+def prepared_name(schema: Schema, kind: str) -> str:
+    """Return the name of the input of image.onnx for contents of a kind; vectors have that of their feature."""
+    return PREPARED[kind].name if kind in PREPARED else schema.contents[kind].name
+
+
 # The format that is written, and those that can be read. In format 1 a feature has the settings of all types.
 _FORMAT = 2
 _KNOWN_FORMATS = (1, _FORMAT)
@@ -84,9 +91,11 @@ class Manifest:
 
 def invalid_inputs(schema: Schema) -> list[str]:
     """Return what is wrong with the names of the inputs that exported models would have; none for a valid schema."""
-    fields = list(dict.fromkeys([*schema.input_fields(), *schema.image_fields(), *filter(None, [schema.image.field])]))
-    names = (*fields, *(feature.name for feature in schema.stored_features()))
-    of_contents = [PREPARED[kind].name for kind in schema.contents]
+    fields = list(
+        dict.fromkeys([*schema.input_fields(), *schema.image_input_fields(), *filter(None, [schema.image.field])])
+    )
+    names = (*fields, *(feature.name for feature in schema.in_stores()))
+    of_contents = [PREPARED[kind].name for kind in schema.contents if kind in PREPARED]
     # TensorFlow changes other names silently, and refuses Python's keywords.
     odd = [name for name in names if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name)]
     taken = [name for name in fields if name in (IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM, *of_contents)]

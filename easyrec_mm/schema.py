@@ -94,6 +94,11 @@ class Task:
 IMAGE, TEXT = "image", "text"
 
 
+def vector_kind(feature_name: str) -> str:
+    """Return the kind of content that the vectors of a feature are."""
+    return f"vector_{feature_name}"
+
+
 @dataclass(frozen=True)
 class RowLayout:
     """Positions of the parts of a GroupRTP line: column indices, separators and the order of a sample's values.
@@ -142,6 +147,8 @@ class Schema:
     attentions: tuple[Attention, ...] = ()
     # The text of an item; None for data without one.
     text: TextFeature | None = None
+    # Vectors that are parts of the item vector.
+    item_vectors: tuple[Feature, ...] = ()
 
     @property
     def has_item_vector(self) -> bool:
@@ -151,7 +158,8 @@ class Schema:
     @property
     def contents(self) -> dict[str, Feature]:
         """Return the features of the contents of items beside the picture, by kind, in the order of fusion."""
-        return {} if self.text is None else {TEXT: self.text}
+        texts = {} if self.text is None else {TEXT: self.text}
+        return {**texts, **{vector_kind(feature.name): feature for feature in self.item_vectors}}
 
     @property
     def width(self) -> int:
@@ -181,7 +189,7 @@ class Schema:
         """Return field -> the patterns that its text, if it is not empty, must match in full."""
         patterns = {f.name: [VALUE_PATTERNS[f.dtype]] for f in self.fields if f.dtype in VALUE_PATTERNS}
         string_fields = {field.name for field in self.fields if field.dtype == "string"}
-        for feature in self.features:
+        for feature in (*self.features, *self.contents.values()):
             for name, pattern in feature.patterns():
                 if name in string_fields:
                     patterns.setdefault(name, []).append(pattern)
@@ -211,6 +219,10 @@ class Schema:
         """Return the features that are read once per item: image_features and contents."""
         return (*self.image_features, *self.contents.values())
 
+    def all_features(self) -> tuple[Feature, ...]:
+        """Return the features of samples, then those of items."""
+        return (*self.features, *self.item_features())
+
     def model_fields(self) -> Iterator[str]:
         """Return the `feature_fields` without those read only as keys of vectors in a store."""
         used = {name for feature in self.features if feature.stored is None for name in feature.inputs}
@@ -225,8 +237,16 @@ class Schema:
         return (name for name in self.feature_fields() if self.field(name).constant is None)
 
     def stored_features(self) -> list[Feature]:
-        """Return the features whose vectors are in a store."""
+        """Return the features of samples whose vectors are in a store."""
         return [feature for feature in self.features if feature.stored is not None]
+
+    def stored_contents(self) -> dict[str, Feature]:
+        """Return the features of contents of items whose vectors are in a store, by kind."""
+        return {kind: feature for kind, feature in self.contents.items() if feature.stored is not None}
+
+    def in_stores(self) -> list[Feature]:
+        """Return all features, of samples and of items, whose vectors are in a store."""
+        return [*self.stored_features(), *self.stored_contents().values()]
 
     def label_range(self, label: str) -> tuple[float, float, bool]:
         """Return the least and the greatest value of a label, and whether it must be a whole number."""
@@ -263,22 +283,38 @@ class Schema:
         return any(str(values[name]).strip(_WHITE_SPACE) for name in names)
 
     def image_fields(self) -> tuple[str, ...]:
-        """Return the names of the fields that the image model reads in addition to the picture."""
+        """Return the names of the fields of an item of which its vector is computed, in addition to the picture."""
+        return self._fields_of_items(with_keys=True)
+
+    def image_input_fields(self) -> tuple[str, ...]:
+        """Return the `image_fields` without the keys of vectors in a store: inputs of the image model."""
+        return self._fields_of_items(with_keys=False)
+
+    def _fields_of_items(self, with_keys: bool) -> tuple[str, ...]:
         category = () if self.category is None else (self.category,)
-        return tuple(dict.fromkeys(name for f in (*category, *self.contents.values()) for name in f.inputs))
+        features = [f for f in (*category, *self.contents.values()) if with_keys or f.stored is None]
+        return tuple(dict.fromkeys(name for feature in features for name in feature.inputs))
 
     def without_passwords(self) -> Schema:
         """Return this Schema with the passwords removed from the URIs of stores, so that it can be shown to others."""
-        return replace(self, features=tuple(feature.without_password() for feature in self.features))
+        return replace(
+            self,
+            features=tuple(feature.without_password() for feature in self.features),
+            item_vectors=tuple(feature.without_password() for feature in self.item_vectors),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return this Schema as values that JSON can represent."""
         features = [feature_to_dict(feature) for feature in self.features]
         image_features = [feature_to_dict(feature) for feature in self.image_features]
         values = {**asdict(self), "features": features, "image_features": image_features}
-        # Only if there is one, so that manifests of models without a text stay as they are.
-        del values["text"]
-        return values if self.text is None else {**values, "text": feature_to_dict(self.text)}
+        # Only if there are some, so that manifests of models without them stay as they are.
+        del values["text"], values["item_vectors"]
+        if self.text is not None:
+            values["text"] = feature_to_dict(self.text)
+        if self.item_vectors:
+            values["item_vectors"] = [feature_to_dict(feature) for feature in self.item_vectors]
+        return values
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Schema:
@@ -302,6 +338,7 @@ class Schema:
             "attentions": [Attention(**_with_tuples(attention)) for attention in values.get("attentions", ())],
             "image_labels": [tuple(label) for label in values.get("image_labels", ())],
             "text": feature_from_dict(values["text"]) if values.get("text") else None,
+            "item_vectors": [feature_from_dict(feature) for feature in values.get("item_vectors", ())],
         }
         return Schema(**_with_tuples(parts))
 

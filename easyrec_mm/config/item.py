@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from easyrec_mm.config.feature_groups import NO_TEXT_GROUP
+from easyrec_mm.config.feature_groups import NO_TEXT_GROUP, Named
 from easyrec_mm.config.image import image_vector_width
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.item_pb2 import TextModel
@@ -19,15 +19,15 @@ _OF_WORDS = (
 )  # fmt: skip
 
 
-def check_text_and_fusion(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -> None:
-    """Add every problem of text_model and item_fusion."""
+def check_contents_and_fusion(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -> None:
+    """Add every problem of text_model and item_fusion; those of vector_model are found with the feature groups."""
     if schema.text is not None:
         _check_text_model(network.text_model, problems)
     elif network.HasField("text_model"):
         problems.add(TEXT, f"has no effect: {NO_TEXT_GROUP}; add one or remove this")
     fusion = network.item_fusion
-    if network.HasField("item_fusion") and not (schema.text is not None and schema.uses_image):
-        problems.add(FUSION, "has no effect, because items have no picture and text together; remove it")
+    if network.HasField("item_fusion") and len(schema.contents) + schema.uses_image < 2:
+        problems.add(FUSION, "has no effect, because items do not have two parts, such as picture and text; remove it")
         return
     kind = fusion.WhichOneof("fusion")
     if network.HasField("item_fusion") and kind is None:
@@ -40,15 +40,15 @@ def check_text_and_fusion(network: E2E_MM_DBMTL, schema: Schema, problems: Probl
         )
 
 
-def item_vector_width(network: E2E_MM_DBMTL, has_image: bool, has_text: bool) -> int:
+def item_vector_width(network: E2E_MM_DBMTL, has_image: bool, has_text: bool, named: Named) -> int:
     """Return the width of an item vector; 0 if only the built network knows it."""
-    model = network.text_model
-    text = model.dim or (0 if model.preset else model.embedding_dim)
-    if not (has_image and has_text):
-        return image_vector_width(network) if has_image else text
+    text = network.text_model
+    widths = [image_vector_width(network)] if has_image else []
+    widths += [text.dim or (0 if text.preset else text.embedding_dim)] if has_text else []
+    widths += [model.dim or named[model.feature_name][1].vector_dim for model in network.vector_model]
     kind = network.item_fusion.WhichOneof("fusion") or "concat"
-    if kind == "concat":
-        return image_vector_width(network) + text if text else 0
+    if kind == "concat" or len(widths) == 1:
+        return sum(widths) if all(widths) else 0
     settings = getattr(network.item_fusion, kind)
     return int(settings.dim * (settings.num_queries if kind == "queries" else 1))
 

@@ -24,7 +24,7 @@ from easyrec_mm.export.ordered_sets import ordered_sets
 from easyrec_mm.export.parts import image_vectors
 from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.feature import Feature
-from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, PREPARED, REC_ONNX, TABLES_FILE
+from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE, prepared_name
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.rec import task_outputs
 
@@ -60,7 +60,7 @@ def _image_network(model: MultimodalModel, image_input: str) -> onnx.ModelProto:
         specs[schema.category.name] = tf.TensorSpec([None], tf.int64)
     if schema.has_picture_item:
         specs[PICTURE_ITEM] = tf.TensorSpec([None], tf.int64)
-    contents = {PREPARED[kind].name: part for kind, part in model.parts.contents.items()}
+    contents = {prepared_name(schema, kind): part for kind, part in model.parts.contents.items()}
     for name, part in contents.items():
         encoder = part.tower.encoder
         specs[name] = tf.TensorSpec([None, *encoder.prepared_shape], encoder.prepared_dtype)

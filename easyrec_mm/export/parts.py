@@ -13,10 +13,11 @@ A feature whose vectors are in a store takes these instead of its key, float32 `
 int64 `[S]`.
 
 An image tower that uses the item's category takes its field in addition to the pictures, and towers of other contents,
-such as texts, their fields; the image vector is then the vector of the item, made of all. A tower for several pictures
-per item also takes `picture_item`, int64 `[N]`: the item of each picture, from 0; image vectors are then `[K, D]`. So
-does one for items that may have other contents and no picture. Without it, each picture is an item. If items may have
-no picture, empty contents of a file stand for no picture. A model without pictures takes none.
+such as texts, their fields; the image vector is then the vector of the item, made of all. Vectors of items that are in
+a store are taken as the rec model takes those of samples, float32 `[K, numbers]`. A tower for several pictures per item
+also takes `picture_item`, int64 `[N]`: the item of each picture, from 0; image vectors are then `[K, D]`. So does one
+for items that may have other contents and no picture. Without it, each picture is an item. If items may have no
+picture, empty contents of a file stand for no picture. A model without pictures takes none.
 """
 
 from __future__ import annotations
@@ -79,16 +80,16 @@ def image_part(model: MultimodalModel, image_input: str) -> Part:
     def outputs(vector: tf.Tensor) -> dict[str, tf.Tensor]:
         return {IMAGE_TEXT: vector_text(vector), IMAGE_VECTOR: vector}
 
-    side_specs = {**_specs(model.schema, model.schema.image_fields()), **items.item_spec}
     functions: Functions = {
-        DEFAULT: (lambda **inputs: outputs(items.of_pixels(inputs)), {**items.pixel_spec, **side_specs}),
-        ENCODED: (lambda **inputs: outputs(items.of_contents(inputs)), {**items.content_spec, **side_specs}),
+        DEFAULT: (lambda **inputs: outputs(items.of_pixels(inputs)), {**items.pixel_spec, **items.side_specs}),
+        ENCODED: (lambda **inputs: outputs(items.of_contents(inputs)), {**items.content_spec, **items.side_specs}),
     }
     if model.schema.uses_image:
         functions[DECODE] = lambda **inputs: {PIXELS: decode_pictures(inputs[image_input], image)}, items.content_spec
     for kind, feature in model.schema.contents.items():
-        signature, name = PREPARED[kind]
-        functions[signature] = items.preparation(kind, name), _specs(model.schema, feature.inputs)
+        if kind in PREPARED:
+            signature, name = PREPARED[kind]
+            functions[signature] = items.preparation(kind, name), _specs(model.schema, feature.inputs)
     return _part(model, ("image/",), functions, items.transform)
 
 
@@ -135,8 +136,7 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
     specs = {
         **field_specs(schema),
         **vector_specs(schema),
-        **_specs(schema, schema.image_fields()),
-        **items.item_spec,
+        **items.side_specs,
     }
     functions: Functions = {
         DEFAULT: (lambda **inputs: outputs(inputs, items.of_pixels(inputs)), {**specs, **items.pixel_spec}),
@@ -259,7 +259,12 @@ class _Items:
         shape = [None, image.height, image.width, image.channels]
         self.pixel_spec = {image_input: tf.TensorSpec(shape, tf.float32)} if schema.uses_image else {}
         self.content_spec = {image_input: tf.TensorSpec([None], tf.string)} if schema.uses_image else {}
-        self.item_spec = {PICTURE_ITEM: tf.TensorSpec([None], tf.int64)} if schema.has_picture_item else {}
+        of_contents = [(f.vector_key, f.num_numbers) for f in schema.stored_contents().values()]
+        self.side_specs = {
+            **_specs(schema, schema.image_input_fields()),
+            **{name: tf.TensorSpec([None, width], tf.float32) for name, width in of_contents},
+            **({PICTURE_ITEM: tf.TensorSpec([None], tf.int64)} if schema.has_picture_item else {}),
+        }
 
     def of_pixels(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Return the vectors for pixels float32 `[N, H, W, C]`, 0-255, and the other inputs."""
@@ -306,11 +311,14 @@ class _Items:
         """
         if not self._schema.image_fields():
             return None, {}
-        field_inputs = {name: inputs[name] for name in self._schema.image_fields()}
+        field_inputs = {name: inputs[name] for name in self._schema.image_input_fields()}
         fields, _ = broadcast_fields(self._schema, field_inputs, tf.constant(1))
         values = self.transform(fields)
         category = self._schema.category
-        contents = {kind: values[feature.name] for kind, feature in self._schema.contents.items()}
+        contents = {
+            kind: values[feature.name] if feature.stored is None else inputs[feature.vector_key]
+            for kind, feature in self._schema.contents.items()
+        }
         return values[category.name] if category else None, contents
 
 

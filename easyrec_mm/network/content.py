@@ -20,10 +20,11 @@ from easyrec_mm.network.layers.content_tower import ContentTower
 from easyrec_mm.network.layers.item_image import OrNothing
 from easyrec_mm.network.layers.presets import PresetError
 from easyrec_mm.network.layers.text_encoders import PresetEncoder, TextEncoder, WordEncoder
+from easyrec_mm.network.layers.vector_encoder import VectorEncoder
 from easyrec_mm.network.layers.words import Words
-from easyrec_mm.protos.item_pb2 import TextModel
+from easyrec_mm.protos.item_pb2 import TextModel, VectorModel
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL
-from easyrec_mm.schema import TEXT, Schema
+from easyrec_mm.schema import TEXT, Schema, vector_kind
 from easyrec_mm.weights.catalog import preset_location
 
 
@@ -45,9 +46,9 @@ class ContentPart:
     Args:
       kind: the kind, see schema.py.
       tower: makes vectors of contents.
-      settings: what the config says of the tower, for each kind by the same names: trainable, last_n_stages,
-        learning_rate_multiplier, modality_dropout.
+      settings: what the config says of the tower.
       seed: seed of the random choice of contents that modality_dropout replaces.
+      trainable: which part of the tower is trained: ALL, HEAD, NONE or LAST_N_STAGES, see TextModel.
 
     Attributes:
       kind, tower: the arguments.
@@ -56,14 +57,17 @@ class ContentPart:
       learning_rate_multiplier: factor of the learning rate.
     """
 
-    def __init__(self, kind: str, tower: ContentTower, settings: TextModel, seed: int) -> None:
+    def __init__(
+        self, kind: str, tower: ContentTower, settings: TextModel | VectorModel, seed: int, trainable: str = "ALL"
+    ) -> None:
         self.kind, self.tower = kind, tower
         self.or_nothing = OrNothing(f"no_{kind}", tower.width, "vector", settings.modality_dropout, seed)
         self.prefix = f"image/{kind}/"
         self.learning_rate_multiplier = float(settings.learning_rate_multiplier)
-        self._trainable = type(settings).Trainable.Name(settings.trainable)
+        self._trainable = trainable
         # Number of the last stages of the encoder that are trained; None for all.
-        self._num_stages = {"ALL": None, "LAST_N_STAGES": settings.last_n_stages}.get(self._trainable, 0)
+        last = settings.last_n_stages if trainable == "LAST_N_STAGES" else 0
+        self._num_stages = None if trainable == "ALL" else last
 
     def encoded(self, contents: Contents, training: bool, bank: VectorBank | None) -> ContentOfItems:
         """Return the content of a batch's items, with any vector for those without it.
@@ -141,7 +145,14 @@ def content_parts(network: E2E_MM_DBMTL, schema: Schema, dtype: str, seed: int) 
     """
     parts: dict[str, ContentPart] = {}
     if TEXT in schema.contents:
-        parts[TEXT] = ContentPart(TEXT, text_tower(network.text_model, dtype), network.text_model, seed)
+        settings = network.text_model
+        trainable = TextModel.Trainable.Name(settings.trainable)
+        parts[TEXT] = ContentPart(TEXT, text_tower(settings, dtype), settings, seed, trainable)
+    for number, model in enumerate(network.vector_model, 1):
+        kind = vector_kind(model.feature_name)
+        encoder = VectorEncoder(schema.contents[kind].num_numbers, dtype)
+        # Another seed for each, so that not all contents of an item are replaced together.
+        parts[kind] = ContentPart(kind, ContentTower(kind, encoder, model.dim, dtype), model, seed + number)
     return parts
 
 
