@@ -130,8 +130,8 @@ def expected_vectors(model, data):
     return np.stack(vectors)
 
 
-def test_a_batch_has_the_vectors_of_its_items(data, trained):
-    pipeline = trained.training.pipeline
+def test_a_batch_has_the_vectors_of_its_items(data, tmp_path):
+    pipeline = vector_training(data.folder, tmp_path, data.uri, img_model="no_image_vector: true").pipeline
     inputs = Input(
         pipeline.config.data_config, pipeline.schema, f"{data.folder}/looks.txt", "eval_input_path",
         BadRecords(None, 1.0),
@@ -167,6 +167,7 @@ def test_vectors_alone_are_learned(data, tmp_path):
     assert "image/vector_look/no_vector_look/vector" in training.changed()
 
 
+@pytest.mark.slow
 def test_exports_and_embedding_agree_with_the_network(data, trained, tmp_path):
     expected = expected_vectors(trained.training.model, data)
     rows = [
@@ -192,6 +193,7 @@ def test_exports_and_embedding_agree_with_the_network(data, trained, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_image_model_computes_vectors_for_a_server(data, trained):
     embedder = PictureEmbedder(str(trained.out / "img"), {"keyed": data.uri})
     assert set(embedder.fields) == {"item", "look"}
@@ -206,6 +208,7 @@ def test_an_image_model_computes_vectors_for_a_server(data, trained):
     np.testing.assert_allclose(np.stack(made), expected[groups], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vectors_of_another_origin_are_refused(data, trained, tmp_path):
     other = load_store(tmp_path, origin="other words", seed=1)
     with pytest.raises(StoreError, match="not the vectors that the model was trained with"):

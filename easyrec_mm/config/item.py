@@ -33,11 +33,49 @@ def check_contents_and_fusion(network: E2E_MM_DBMTL, schema: Schema, problems: P
     if network.HasField("item_fusion") and kind is None:
         names = ", ".join(field.name for field in fusion.DESCRIPTOR.oneofs_by_name["fusion"].fields)
         problems.add(FUSION, f"does not set a kind; choose one of {names}")
-    if kind == "queries" and fusion.queries.dim % fusion.queries.num_heads:
-        problems.add(
-            f"{FUSION}.queries.num_heads",
-            f"{fusion.queries.num_heads} heads do not divide dim ({fusion.queries.dim}); give a divisor of it",
-        )
+    if kind in ("queries", "joint_transformer"):
+        settings = getattr(fusion, kind)
+        if settings.dim % settings.num_heads:
+            problems.add(
+                f"{FUSION}.{kind}.num_heads",
+                f"{settings.num_heads} heads do not divide dim ({settings.dim}); give a divisor of it",
+            )
+    if kind == "joint_transformer":
+        _check_joint(network, problems)
+
+
+def is_joint(network: E2E_MM_DBMTL) -> bool:
+    """Return whether the parts of items are fused as sequences of positions."""
+    return bool(network.item_fusion.HasField("joint_transformer"))
+
+
+# Settings of towers that make one vector of a sequence, or use it.
+_OF_VECTORS = {
+    "img_model": (
+        "num_classes", "pooling", "normalize_features", "descriptors", "image_separator", "image_losses",
+        "img_loss_weight",
+    ),
+    "text_model": ("dim", "pooling"),
+    "vector_model": ("dim",),
+}  # fmt: skip
+
+
+def _check_joint(network: E2E_MM_DBMTL, problems: Problems) -> None:
+    """Check that towers set nothing that a transformer over their positions does not have."""
+    place, advice = "model_config.e2e_mm_dbmtl", "which takes positions of towers instead of vectors; remove one"
+    set_here = {field.name for field, _ in network.ListFields()}
+    for name in ("img_dnn", "highway_dnn"):
+        if name in set_here:
+            problems.add(f"{place}.{name}", f"does not go with item_fusion.joint_transformer, {advice}")
+    for section, names in _OF_VECTORS.items():
+        values = getattr(network, section)
+        for own in values if section == "vector_model" else [values]:
+            for name in {field.name for field, _ in own.ListFields()} & set(names):
+                problems.add(f"{place}.{section}.{name}", f"does not go with item_fusion.joint_transformer, {advice}")
+    for section, settings in (("img_model", network.img_model), ("text_model", network.text_model)):
+        if settings.trainable == type(settings).HEAD:
+            problem = "HEAD trains what stands behind the backbone, which is the fusion here; choose NONE"
+            problems.add(f"{place}.{section}.trainable", problem)
 
 
 def item_vector_width(network: E2E_MM_DBMTL, has_image: bool, has_text: bool, named: Named) -> int:

@@ -214,7 +214,7 @@ class _Ways:
         if len(shown.images) == shown.num_images:
             return values
         _, items = self._model.image_side()
-        no_image = tf.convert_to_tensor(items.nothing)[None]
+        no_image = items.in_place()[None]
         stand_in = parts.vector_text(no_image) if values.dtype == tf.string else no_image
         row = np.full(shown.num_images, len(shown.images), np.int32)
         row[shown.images] = np.arange(len(shown.images))

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from easyrec_mm.config.item import TEXT as TEXT_MODEL
+from easyrec_mm.config.item import is_joint
 from easyrec_mm.data.batch import Contents, Images, has_content
 from easyrec_mm.data.vector_bank import VectorBank
 from easyrec_mm.errors import ConfigError
@@ -61,7 +62,8 @@ class ContentPart:
         self, kind: str, tower: ContentTower, settings: TextModel | VectorModel, seed: int, trainable: str = "ALL"
     ) -> None:
         self.kind, self.tower = kind, tower
-        self.or_nothing = OrNothing(f"no_{kind}", tower.width, "vector", settings.modality_dropout, seed)
+        dropout = settings.modality_dropout
+        self.or_nothing = OrNothing(f"no_{kind}", tower.width, "vector", dropout, seed, tower.length)
         self.prefix = f"image/{kind}/"
         self.learning_rate_multiplier = float(settings.learning_rate_multiplier)
         self._trainable = trainable
@@ -147,17 +149,18 @@ def content_parts(network: E2E_MM_DBMTL, schema: Schema, dtype: str, seed: int) 
     if TEXT in schema.contents:
         settings = network.text_model
         trainable = TextModel.Trainable.Name(settings.trainable)
-        parts[TEXT] = ContentPart(TEXT, text_tower(settings, dtype), settings, seed, trainable)
+        parts[TEXT] = ContentPart(TEXT, text_tower(settings, dtype, is_joint(network)), settings, seed, trainable)
     for number, model in enumerate(network.vector_model, 1):
         kind = vector_kind(model.feature_name)
         encoder = VectorEncoder(schema.contents[kind].num_numbers, dtype)
         # Another seed for each, so that not all contents of an item are replaced together.
-        parts[kind] = ContentPart(kind, ContentTower(kind, encoder, model.dim, dtype), model, seed + number)
+        tower = ContentTower(kind, encoder, model.dim, dtype, is_sequence=is_joint(network))
+        parts[kind] = ContentPart(kind, tower, model, seed + number)
     return parts
 
 
-def text_tower(settings: TextModel, dtype: str) -> ContentTower:
-    """Build the text tower of a config.
+def text_tower(settings: TextModel, dtype: str, is_sequence: bool = False) -> ContentTower:
+    """Build the text tower of a config; see ContentTower for `is_sequence`.
 
     Raises:
       ConfigError: if the preset cannot be loaded or lacks something that the config requires.
@@ -165,7 +168,7 @@ def text_tower(settings: TextModel, dtype: str) -> ContentTower:
     try:
         encoder = _text_encoder(settings, dtype)
         alpha = settings.lora_alpha or settings.lora_rank
-        tower = ContentTower(TEXT, encoder, settings.dim, dtype, settings.lora_rank, alpha)
+        tower = ContentTower(TEXT, encoder, settings.dim, dtype, settings.lora_rank, alpha, is_sequence)
     except PresetError as error:
         raise ConfigError(f"{TEXT_MODEL}.preset: {error}") from error
     except BackboneError as error:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from google.protobuf.message import Message
 
 from easyrec_mm.config.image import PLACE, backbone_name, image_losses
+from easyrec_mm.config.item import is_joint
 from easyrec_mm.data.batch import Images
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import ConfigError
@@ -21,7 +22,7 @@ from easyrec_mm.network.layers.descriptors import Descriptors
 from easyrec_mm.network.layers.dnn import DNN, Highway
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
 from easyrec_mm.network.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
-from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
+from easyrec_mm.network.layers.image_tower import POSITIONS, ImageTower, TowerOptions
 from easyrec_mm.network.layers.item_image import ItemImage
 from easyrec_mm.network.rec import build_dnn
 from easyrec_mm.protos.image_pb2 import (
@@ -77,7 +78,7 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
     backbone = build(source, shape, dtype, settings.feature_layer, settings.min_map_size)
     category = schema.category
     options = TowerOptions(
-        pooling=ImgModel.Pooling.Name(settings.pooling),
+        pooling=POSITIONS if is_joint(network) else ImgModel.Pooling.Name(settings.pooling),
         num_categories=category.num_rows if category else 0,
         category_dim=category.width if category else 0,
         attention_places=ImgModel.AttentionPlaces.Name(settings.category_attention),
@@ -90,7 +91,8 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
         rematerialize=settings.rematerialize,
         micro_batch=settings.image_micro_batch,
     )
-    return ImageTower(backbone, shape, settings.num_classes, head, dtype, options)
+    projection = 0 if is_joint(network) else settings.num_classes
+    return ImageTower(backbone, shape, projection, head, dtype, options)
 
 
 def _augmentation(config: EasyRecConfig) -> Augmentation | None:
@@ -109,10 +111,10 @@ def _descriptors(settings: ImgModel) -> Descriptors | None:
     return Descriptors(descriptors.colour_grid, descriptors.colour_bins, descriptors.edge_grid)
 
 
-def item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:
-    """Build the layer that makes the vector of an item from the vectors of its pictures, each of length `width`."""
+def item_image(settings: ImgModel, tower: ImageTower, seed: int) -> ItemImage:
+    """Build the layer that makes the vector of an item from the vectors of its pictures, which are those of a tower."""
     pooling = ImagePooling.Name(settings.image_pooling) if settings.image_separator else ""
-    return ItemImage(width, pooling, settings.no_image_vector, settings.modality_dropout, seed)
+    return ItemImage(tower.width, pooling, settings.no_image_vector, settings.modality_dropout, seed, tower.length)
 
 
 class ImageLosses:

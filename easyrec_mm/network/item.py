@@ -13,6 +13,8 @@ import tensorflow as tf
 from easyrec_mm.data.batch import Contents
 from easyrec_mm.data.vector_bank import Banks
 from easyrec_mm.network.content import ContentOfItems, ContentPart, Encoded, content_parts
+from easyrec_mm.network.layers.content_tower import ContentTower
+from easyrec_mm.network.layers.image_tower import ImageTower
 from easyrec_mm.network.layers.item_fusion import (
     AttentionFusion,
     BilinearFusion,
@@ -20,6 +22,7 @@ from easyrec_mm.network.layers.item_fusion import (
     ItemFusion,
     QueryFusion,
 )
+from easyrec_mm.network.layers.joint_transformer import JointTransformer
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL
 from easyrec_mm.schema import IMAGE, TEXT, Schema
 
@@ -33,7 +36,7 @@ class ItemParts:
     Args:
       network: the config's network.
       schema: says which contents items have.
-      image_width: D, the width of an image vector; 0 without pictures.
+      image: the image tower; None without pictures.
       dtype: Keras dtype policy of the towers.
       seed: seed of the random choice of contents that modality_dropout replaces.
 
@@ -46,14 +49,14 @@ class ItemParts:
       ConfigError: see `content_parts`.
     """
 
-    def __init__(self, network: E2E_MM_DBMTL, schema: Schema, image_width: int, dtype: str, seed: int) -> None:
+    def __init__(self, network: E2E_MM_DBMTL, schema: Schema, image: ImageTower | None, dtype: str, seed: int) -> None:
         self.contents = content_parts(network, schema, dtype, seed)
         self.fusion: ItemFusion | None = None
-        widths = {IMAGE: image_width} if image_width else {}
-        widths |= {kind: part.tower.width for kind, part in self.contents.items()}
-        self.width = sum(widths.values())
-        if len(widths) > 1:
-            self.fusion = _fusion(network, widths)
+        towers = {} if image is None else {IMAGE: image}
+        towers |= {kind: part.tower for kind, part in self.contents.items()}
+        self.width = sum(tower.width for tower in towers.values())
+        if len(towers) > 1:
+            self.fusion = _fusion(network, towers)
             self.width = self.fusion.width
 
     def encoded(self, contents: Mapping[str, Contents], training: bool, banks: Banks) -> dict[str, ContentOfItems]:
@@ -81,7 +84,7 @@ class ItemParts:
             return part.or_nothing(content.vectors, content.is_there, training=training)
 
         parts = self._of_parts(images, vectors)
-        return self._fused(parts) if parts else None
+        return self._fused(parts, training) if parts else None
 
     def of_items(self, images: tf.Tensor | None, contents: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Return the vectors `[K, I]` of items, given image vectors `[K, D]` and contents as Contents.values has them.
@@ -151,17 +154,21 @@ class ItemParts:
         of_contents = [vectors(part) for part in self.contents.values()]
         return of_contents if images is None else [images, *of_contents]
 
-    def _fused(self, parts: list[tf.Tensor]) -> tf.Tensor:
+    def _fused(self, parts: list[tf.Tensor], training: bool = False) -> tf.Tensor:
         if not parts:
             raise ValueError("items have neither pictures nor other contents")
-        return parts[0] if self.fusion is None else self.fusion(parts)
+        return parts[0] if self.fusion is None else self.fusion(parts, training=training)
 
 
-def _fusion(network: E2E_MM_DBMTL, widths: Mapping[str, int]) -> ItemFusion:
-    """Build the fusion of parts with these widths."""
+def _fusion(network: E2E_MM_DBMTL, towers: Mapping[str, ImageTower | ContentTower]) -> ItemFusion:
+    """Build the fusion of parts with these towers."""
     kind = network.item_fusion.WhichOneof("fusion") or "concat"
     settings = getattr(network.item_fusion, kind)
-    of_parts = tuple(widths), tuple(widths.values())
+    if kind == "joint_transformer":
+        lengths = [tower.length for tower in towers.values()]
+        blocks = settings.num_layers, settings.num_heads, settings.dropout
+        return JointTransformer(tuple(towers), lengths, settings.dim, *blocks)
+    of_parts = tuple(towers), tuple(tower.width for tower in towers.values())
     if kind == "gated":
         return GatedFusion(*of_parts, settings.dim)
     if kind == "attention":

@@ -71,7 +71,7 @@ class MultimodalModel:
         self.img_model = network.img_model
         self.image = image_tower(config, schema, dtype, self.replicas.num) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
-        self.parts = ItemParts(network, schema, self.image_width, dtype, self._seed)
+        self.parts = ItemParts(network, schema, self.image, dtype, self._seed)
         self.item_width = self.parts.width
         divided = divided_tables(config.train_config, schema, self.replicas.num)
         self.rec = RecModel(config.model_config, schema, dtype, self.replicas, divided)
@@ -229,7 +229,7 @@ class MultimodalModel:
         """Return the vector of items without a picture and other contents; () if items must have a picture."""
         if self.item is not None and self.item.nothing is None:
             return ()
-        image = tf.convert_to_tensor(self.item.nothing)[None] if self.item is not None else None
+        image = self.item.in_place()[None] if self.item is not None else None
         return tuple(self.parts.of_items(image, self.parts.empty())[0].numpy().tolist())
 
     def weights(self) -> dict[str, tf.Variable]:
@@ -286,7 +286,7 @@ class MultimodalModel:
             image = self.schema.image
             pixels = tf.zeros([1, image.height, image.width, image.channels], tf.uint8)
             vector = self.image(pixels, tf.zeros([1], tf.int64))
-            self.item = item_image(self.img_model, self.image_width, self._seed)
+            self.item = item_image(self.img_model, self.image, self._seed)
         if self.parts.contents:
             vector = self.parts.of_items(vector, self.parts.empty())
         if self.schema.tasks:

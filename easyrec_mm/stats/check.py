@@ -308,7 +308,8 @@ def _tower_lines(pipeline: Pipeline) -> list[str]:
     return [
         f"\nimage tower: backbone of {num_weights:,} weights in {len(tower.stages)} stages "
         f"({', '.join(stage.name for stage in tower.stages)})",
-        f"  output: {tower.backbone.layers[-1].name}, {tower.backbone.output.shape[-1]} features",
+        f"  output: {tower.backbone.layers[-1].name}, {tower.backbone.output.shape[-1]} features"
+        + (f" of each of {tower.length} positions" if tower.length else ""),
     ]
 
 

@@ -14,6 +14,7 @@ from easyrec_mm.network.layers.backbone_parts import add_low_rank_updates
 from easyrec_mm.network.layers.backbone_stages import Stage, variable_names
 from easyrec_mm.network.layers.composite import Composite
 from easyrec_mm.network.layers.dnn import dense
+from easyrec_mm.network.layers.sequences import packed, packed_width
 
 
 class ContentEncoder(Composite):
@@ -25,6 +26,7 @@ class ContentEncoder(Composite):
       prepared_dtype: its dtype.
       stages: the parts of the encoder that can be frozen; () if it can only be trained as a whole.
       source: text that determines the architecture and the preparation, for fingerprints.
+      length: positions of a content as a sequence, which `call` then returns if it is more than one.
       takes_nothing: whether kernels of ONNX Runtime compute it for contents that are all empty.
     """
 
@@ -33,6 +35,7 @@ class ContentEncoder(Composite):
     prepared_dtype: tf.DType
     stages: tuple[Stage, ...] = ()
     source: str
+    length: int = 1
     takes_nothing: bool = True
 
     @abstractmethod
@@ -49,7 +52,10 @@ class ContentEncoder(Composite):
 
     @abstractmethod
     def call(self, prepared: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Return features `[T, F]` of prepared contents; T may be 0."""
+        """Return features `[T, F]` of prepared contents; T may be 0.
+
+        An encoder of more than one position takes `as_sequence`, too, and then returns packed sequences of them.
+        """
 
     def variable_names(self) -> dict[int, str]:
         """Return id of each variable -> its name within the encoder."""
@@ -70,10 +76,13 @@ class ContentTower(Composite):
       dtype: Keras dtype policy of the projection.
       lora_rank: rank of low-rank updates of the encoder; 0 for none.
       lora_alpha: scales these updates.
+      is_sequence: whether features and vectors are packed sequences of the encoder's positions, see sequences.py;
+        without a projection.
 
     Attributes:
       width: D.
       num_features: F.
+      length: positions of a sequence; 0 for a vector.
     """
 
     def __init__(
@@ -84,11 +93,14 @@ class ContentTower(Composite):
         dtype: str,
         lora_rank: int = 0,
         lora_alpha: float = 0.0,
+        is_sequence: bool = False,
     ) -> None:
         super().__init__(name=kind, dtype=dtype)
         self.encoder = encoder
-        self.num_features = encoder.num_features
-        self.width = projection or encoder.num_features
+        self.length = encoder.length if is_sequence else 0
+        self.num_features = packed_width(self.length, encoder.num_features) if is_sequence else encoder.num_features
+        projection = 0 if is_sequence else projection
+        self.width = projection or self.num_features
         self._projection = dense(projection, "projection", 0.0, dtype=dtype) if projection else None
         self._low_rank = add_low_rank_updates(encoder.stages, lora_rank, lora_alpha) if lora_rank else []
         # Whether any part of the encoder is trained, and so runs in training mode.
@@ -96,7 +108,11 @@ class ContentTower(Composite):
 
     def features(self, prepared: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Return the features `[T, F]` of prepared contents, see ContentEncoder; T may be 0."""
-        return self.encoder(prepared, training=training and self._trains_encoder)
+        training = training and self._trains_encoder
+        if self.length > 1:
+            return self.encoder(prepared, training=training, as_sequence=True)
+        features = self.encoder(prepared, training=training)
+        return packed(features[:, None]) if self.length else features
 
     def vectors(self, features: tf.Tensor) -> tf.Tensor:
         """Return the vectors float32 `[T, D]` of features `[T, F]`."""

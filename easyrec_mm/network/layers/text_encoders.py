@@ -15,7 +15,9 @@ import tensorflow as tf
 from easyrec_mm.data.batch import has_content
 from easyrec_mm.network.layers.backbone_stages import stages_of, variable_names
 from easyrec_mm.network.layers.content_tower import ContentEncoder
+from easyrec_mm.network.layers.sequences import packed
 from easyrec_mm.network.layers.text_presets import load_text_preset
+from easyrec_mm.network.layers.transformer_block import transformer_block
 from easyrec_mm.network.layers.words import NOTHING, Words
 
 
@@ -50,12 +52,13 @@ class WordEncoder(TextEncoder):
         self._words = words
         self.num_features = dim
         self.prepared_shape = (words.max_words, words.num_numbers)
+        self.length = words.max_words
         self.source = json.dumps({"words": asdict(words), "layers": num_layers, "heads": num_heads}, sort_keys=True)
         start = keras.initializers.TruncatedNormal(stddev=1.0 / np.sqrt(dim))
         self._table = self.add_weight(
             shape=(words.num_rows, dim), initializer=start, dtype="float32", autocast=False, name="table"
         )
-        self._blocks = [_block(i, dim, num_heads, dropout, dtype) for i in range(num_layers)]
+        self._blocks = [transformer_block(i, dim, num_heads, dropout, dtype) for i in range(num_layers)]
         self._positions = None
         if num_layers:
             self._positions = self.add_weight(
@@ -66,21 +69,23 @@ class WordEncoder(TextEncoder):
     def prepare(self, values: tf.Tensor) -> tf.Tensor:
         return self._words.numbers(values)
 
-    def call(self, prepared: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(self, prepared: tf.Tensor, training: bool = False, as_sequence: bool = False) -> tf.Tensor:
         is_used = prepared >= 0  # [T, W, K]
         # Only rows that are used are looked up: most places of short texts are not.
         places = tf.where(is_used)
         rows = tf.gather(tf.convert_to_tensor(self._table), tf.gather_nd(prepared, places))
         num_texts, max_words = tf.shape(prepared, tf.int64)[0], self._words.max_words
-        if not self._blocks:
+        if not self._blocks and not as_sequence:
             return tf.math.unsorted_segment_mean(rows, places[:, 0], num_texts)
         words = tf.math.unsorted_segment_mean(rows, places[:, 0] * max_words + places[:, 1], num_texts * max_words)
         words = tf.reshape(words, [-1, max_words, self.num_features])
         is_word = tf.reduce_any(is_used, 2)
-        x = tf.cast(words + tf.convert_to_tensor(self._positions), self.compute_dtype)
+        if self._positions is not None:
+            words += tf.convert_to_tensor(self._positions)
+        x = tf.cast(words, self.compute_dtype)
         for block in self._blocks:
             x = block(x, padding_mask=is_word, training=training)
-        return _masked_mean(x, is_word)
+        return packed(x, is_word) if as_sequence else _masked_mean(x, is_word)
 
     def table(self) -> keras.Variable | None:
         return self._table
@@ -108,17 +113,20 @@ class PresetEncoder(TextEncoder):
         self.source = f"{loaded.source} {pooling}"
         self._pooling = pooling
         self.prepared_shape = (max_tokens,)
+        self.length = max_tokens
         self.num_features = int(loaded.model.output.shape[-1])
 
     def prepare(self, values: tf.Tensor) -> tf.Tensor:
         # An empty text has no tokens, not even the special ones.
         return tf.where(has_content(values)[:, None], self._tokenize(values), NOTHING)
 
-    def call(self, prepared: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(self, prepared: tf.Tensor, training: bool = False, as_sequence: bool = False) -> tf.Tensor:
         is_used = prepared >= 0  # [T, L]
         ids = tf.where(is_used, prepared, self._padding)
         inputs: dict[str, tf.Tensor] = {"token_ids": ids, "padding_mask": is_used, "segment_ids": tf.zeros_like(ids)}
         x = self.backbone({name: inputs[name] for name in self._inputs}, training=training)
+        if as_sequence:
+            return packed(x, is_used)
         if self._pooling == "CLS_TOKEN":
             return x[:, 0]
         if self._pooling == "MAX":
@@ -127,20 +135,6 @@ class PresetEncoder(TextEncoder):
 
     def variable_names(self) -> dict[int, str]:
         return variable_names(self.backbone)
-
-
-def _block(number: int, dim: int, num_heads: int, dropout: float, dtype: str) -> keras.layers.Layer:
-    import keras_hub  # takes half a second, and only some encoders need it
-
-    return keras_hub.layers.TransformerEncoder(
-        4 * dim,
-        num_heads,
-        dropout=dropout,
-        activation="gelu",
-        normalize_first=True,
-        name=f"block_{number}",
-        dtype=dtype,
-    )
 
 
 def _masked_mean(x: tf.Tensor, is_used: tf.Tensor) -> tf.Tensor:
