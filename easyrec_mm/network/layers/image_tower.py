@@ -317,8 +317,9 @@ class ImageTower(Composite):
 
 def _sizes(backbone: Backbone, shape: tuple[int, int, int], options: TowerOptions) -> tuple[int, int]:
     """Return the number of positions of a sequence, 0 for pooled features, and the number of features of a picture."""
-    _, *places, filters = backbone.model.compute_output_shape((1, *shape))
+    filters = int(backbone.model.output.shape[-1])
     if options.pooling == POSITIONS:
+        _, *places, _ = backbone.model.compute_output_shape((1, *shape))
         length = int(math.prod(places)) - (backbone.num_special if len(places) == 1 else 0)
         return length, packed_width(length, filters)
     return 0, filters + (options.descriptors.width(shape[2]) if options.descriptors is not None else 0)
