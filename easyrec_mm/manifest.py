@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from easyrec_mm.errors import ExportError
 from easyrec_mm.files import Failure, StorageError, join, read
 from easyrec_mm.files.folders import Folder
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import TEXT, Schema
 
 Kind = Literal["image", "rec", "total"]
 MANIFEST = "manifest.json"
@@ -26,9 +26,25 @@ MANIFEST = "manifest.json"
 IMAGE_ONNX, REC_ONNX, TABLES_FILE = "image.onnx", "rec.onnx", "rec.tables"
 # An example for clients, which nothing reads, so that users may change it.
 SAMPLE_REQUEST = "sample_request.json"
-DEFAULT, ENCODED, DECODE, VECTOR, TOKENS = "serving_default", "encoded", "decode", "vector", "tokens"
+DEFAULT, ENCODED, DECODE, VECTOR = "serving_default", "encoded", "decode", "vector"
 PIXELS, IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM = "pixels", "img_emb", "img_emb_vector", "picture_item"
-TEXT_TOKENS = "text_tokens"
+
+
+class Prepared(NamedTuple):
+    """What ONNX cannot compute of a kind of content: the signature that does, and the name of its result."""
+
+    signature: str
+    name: str
+
+
+PREPARED = {TEXT: Prepared("tokens", "text_tokens")}
+
+
+def prepared_name(schema: Schema, kind: str) -> str:
+    """Return the name of the input of image.onnx for contents of a kind; vectors have that of their feature."""
+    return PREPARED[kind].name if kind in PREPARED else schema.contents[kind].name
+
+
 # The format that is written, and those that can be read. In format 1 a feature has the settings of all types.
 _FORMAT = 2
 _KNOWN_FORMATS = (1, _FORMAT)
@@ -42,8 +58,9 @@ class Manifest:
     kind                     which of the three models
     schema                   fields, features, picture and tasks
     image_input              name of the input that takes pixels or pictures; "" for items without pictures
-    image_width              D, the width of an image vector: of the vector of an item, if items have a text, too
-    no_image_vector          the D numbers that represent an item without picture and text; () if the model has no such
+    image_width              D, the width of an image vector: of the vector of an item, if items have other
+                             contents, too
+    no_image_vector          the D numbers that represent an item without any content; () if the model has no such
                              vector
     signatures               signature -> "inputs" and "outputs" -> name -> dtype and shape (-1: any)
     checkpoint, step         the checkpoint that was exported, and its training step
@@ -74,11 +91,14 @@ class Manifest:
 
 def invalid_inputs(schema: Schema) -> list[str]:
     """Return what is wrong with the names of the inputs that exported models would have; none for a valid schema."""
-    fields = list(dict.fromkeys([*schema.input_fields(), *schema.image_fields(), *filter(None, [schema.image.field])]))
-    names = (*fields, *(feature.name for feature in schema.stored_features()))
+    fields = list(
+        dict.fromkeys([*schema.input_fields(), *schema.image_input_fields(), *filter(None, [schema.image.field])])
+    )
+    names = (*fields, *(feature.name for feature in schema.in_stores()))
+    of_contents = [PREPARED[kind].name for kind in schema.contents if kind in PREPARED]
     # TensorFlow changes other names silently, and refuses Python's keywords.
     odd = [name for name in names if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name)]
-    taken = [name for name in fields if name in (IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM, TEXT_TOKENS)]
+    taken = [name for name in fields if name in (IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM, *of_contents)]
     advice = "rename it: a letter of A-Z, then letters, digits and _, and no keyword of Python"
     return [
         *(f"'{name}' cannot be an input; {advice}" for name in odd),

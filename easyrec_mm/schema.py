@@ -90,6 +90,15 @@ class Task:
         return self.output_names[1] if self.activation in ("binary", "multiclass") else self.output_names[0]
 
 
+# Kinds of contents of items, and names of the banks of their vectors.
+IMAGE, TEXT = "image", "text"
+
+
+def vector_kind(feature_name: str) -> str:
+    """Return the kind of content that the vectors of a feature are."""
+    return f"vector_{feature_name}"
+
+
 @dataclass(frozen=True)
 class RowLayout:
     """Positions of the parts of a GroupRTP line: column indices, separators and the order of a sample's values.
@@ -138,11 +147,19 @@ class Schema:
     attentions: tuple[Attention, ...] = ()
     # The text of an item; None for data without one.
     text: TextFeature | None = None
+    # Vectors that are parts of the item vector.
+    item_vectors: tuple[Feature, ...] = ()
 
     @property
     def has_item_vector(self) -> bool:
-        """Return whether items have a vector: of their picture, their text, or both."""
-        return self.uses_image or self.text is not None
+        """Return whether items have a vector: of their picture, other contents, or both."""
+        return self.uses_image or bool(self.contents)
+
+    @property
+    def contents(self) -> dict[str, Feature]:
+        """Return the features of the contents of items beside the picture, by kind, in the order of fusion."""
+        texts = {} if self.text is None else {TEXT: self.text}
+        return {**texts, **{vector_kind(feature.name): feature for feature in self.item_vectors}}
 
     @property
     def width(self) -> int:
@@ -172,7 +189,7 @@ class Schema:
         """Return field -> the patterns that its text, if it is not empty, must match in full."""
         patterns = {f.name: [VALUE_PATTERNS[f.dtype]] for f in self.fields if f.dtype in VALUE_PATTERNS}
         string_fields = {field.name for field in self.fields if field.dtype == "string"}
-        for feature in self.features:
+        for feature in (*self.features, *self.contents.values()):
             for name, pattern in feature.patterns():
                 if name in string_fields:
                     patterns.setdefault(name, []).append(pattern)
@@ -199,8 +216,12 @@ class Schema:
         return tuple(name for name in self.layout.sample_fields if name in used)
 
     def item_features(self) -> tuple[Feature, ...]:
-        """Return the features that are read once per item: image_features and the text."""
-        return self.image_features if self.text is None else (*self.image_features, self.text)
+        """Return the features that are read once per item: image_features and contents."""
+        return (*self.image_features, *self.contents.values())
+
+    def all_features(self) -> tuple[Feature, ...]:
+        """Return the features of samples, then those of items."""
+        return (*self.features, *self.item_features())
 
     def model_fields(self) -> Iterator[str]:
         """Return the `feature_fields` without those read only as keys of vectors in a store."""
@@ -216,8 +237,16 @@ class Schema:
         return (name for name in self.feature_fields() if self.field(name).constant is None)
 
     def stored_features(self) -> list[Feature]:
-        """Return the features whose vectors are in a store."""
+        """Return the features of samples whose vectors are in a store."""
         return [feature for feature in self.features if feature.stored is not None]
+
+    def stored_contents(self) -> dict[str, Feature]:
+        """Return the features of contents of items whose vectors are in a store, by kind."""
+        return {kind: feature for kind, feature in self.contents.items() if feature.stored is not None}
+
+    def in_stores(self) -> list[Feature]:
+        """Return all features, of samples and of items, whose vectors are in a store."""
+        return [*self.stored_features(), *self.stored_contents().values()]
 
     def label_range(self, label: str) -> tuple[float, float, bool]:
         """Return the least and the greatest value of a label, and whether it must be a whole number."""
@@ -237,38 +266,55 @@ class Schema:
     @property
     def has_links(self) -> bool:
         """Return whether the images of a batch may be others than its pictures, one by one."""
-        return bool(self.image_separator) or self.has_no_image_vector or self.text is not None
+        return bool(self.image_separator) or self.has_no_image_vector or bool(self.contents)
 
     @property
     def has_picture_item(self) -> bool:
-        """Return whether exported models take the item of each picture: an item may have several, or only a text."""
-        may_have_none = self.has_no_image_vector and self.text is not None
+        """Return whether exported models take the item of each picture: an item may have several, or none."""
+        may_have_none = self.has_no_image_vector and bool(self.contents)
         return self.uses_image and (bool(self.image_separator) or may_have_none)
 
-    def is_text_enough(self, values: Mapping[str, Any]) -> bool:
-        """Return whether an item with these values of fields has a vector without a picture: by its text."""
-        if self.text is None or (self.uses_image and not self.has_no_image_vector):
+    def is_without_picture(self, values: Mapping[str, Any]) -> bool:
+        """Return whether an item with these values of fields has a vector without a picture: by another content."""
+        if self.uses_image and not self.has_no_image_vector:
             return False
         # As TensorFlow strips texts: of white space in ASCII.
-        return any(str(values[name]).strip(_WHITE_SPACE) for name in self.text.inputs)
+        names = (name for feature in self.contents.values() for name in feature.inputs)
+        return any(str(values[name]).strip(_WHITE_SPACE) for name in names)
 
     def image_fields(self) -> tuple[str, ...]:
-        """Return the names of the fields that the image model reads in addition to the picture."""
-        features = (feature for feature in (self.category, self.text) if feature is not None)
+        """Return the names of the fields of an item of which its vector is computed, in addition to the picture."""
+        return self._fields_of_items(with_keys=True)
+
+    def image_input_fields(self) -> tuple[str, ...]:
+        """Return the `image_fields` without the keys of vectors in a store: inputs of the image model."""
+        return self._fields_of_items(with_keys=False)
+
+    def _fields_of_items(self, with_keys: bool) -> tuple[str, ...]:
+        category = () if self.category is None else (self.category,)
+        features = [f for f in (*category, *self.contents.values()) if with_keys or f.stored is None]
         return tuple(dict.fromkeys(name for feature in features for name in feature.inputs))
 
     def without_passwords(self) -> Schema:
         """Return this Schema with the passwords removed from the URIs of stores, so that it can be shown to others."""
-        return replace(self, features=tuple(feature.without_password() for feature in self.features))
+        return replace(
+            self,
+            features=tuple(feature.without_password() for feature in self.features),
+            item_vectors=tuple(feature.without_password() for feature in self.item_vectors),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return this Schema as values that JSON can represent."""
         features = [feature_to_dict(feature) for feature in self.features]
         image_features = [feature_to_dict(feature) for feature in self.image_features]
         values = {**asdict(self), "features": features, "image_features": image_features}
-        # Only if there is one, so that manifests of models without a text stay as they are.
-        del values["text"]
-        return values if self.text is None else {**values, "text": feature_to_dict(self.text)}
+        # Only if there are some, so that manifests of models without them stay as they are.
+        del values["text"], values["item_vectors"]
+        if self.text is not None:
+            values["text"] = feature_to_dict(self.text)
+        if self.item_vectors:
+            values["item_vectors"] = [feature_to_dict(feature) for feature in self.item_vectors]
+        return values
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Schema:
@@ -292,6 +338,7 @@ class Schema:
             "attentions": [Attention(**_with_tuples(attention)) for attention in values.get("attentions", ())],
             "image_labels": [tuple(label) for label in values.get("image_labels", ())],
             "text": feature_from_dict(values["text"]) if values.get("text") else None,
+            "item_vectors": [feature_from_dict(feature) for feature in values.get("item_vectors", ())],
         }
         return Schema(**_with_tuples(parts))
 

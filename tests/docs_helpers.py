@@ -155,6 +155,7 @@ def whole_config(fragment: str) -> str:
     own = {feature.feature_name or feature.input_names[0] for feature in part.feature_config.features}
     features = [_id("base", "user_id")]
     wanted = [name for group in part.model_config.feature_groups for name in group.feature_names]
+    wanted += [model.feature_name for model in part.model_config.e2e_mm_dbmtl.vector_model]
     constants = [constant.input_name for constant in part.export_config.serve_constants]
     for group in part.model_config.feature_groups:
         for attention in group.sequence_features:

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
-from easyrec_mm.data.batch import IMAGE
 from easyrec_mm.data.vector_bank import NO_BANKS, VectorBank
 from easyrec_mm.distribution.replicas import SENT_BYTES, Replicas
 from easyrec_mm.runs.progress import Counts
+from easyrec_mm.schema import IMAGE
 from easyrec_mm.training.facts import RunFacts
 from easyrec_mm.training.flops import StepFlops
 from easyrec_mm.training.peak import peak_flops

@@ -25,7 +25,8 @@ from layer_helpers import random
 from easyrec_mm.network.layers.backbones import BackboneError
 from easyrec_mm.network.layers.descriptors import Descriptors
 from easyrec_mm.network.layers.dnn import DNN, Highway
-from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
+from easyrec_mm.network.layers.image_tower import POSITIONS, ImageTower, TowerOptions
+from easyrec_mm.network.layers.sequences import unpacked
 
 # Pooling
 
@@ -57,6 +58,15 @@ def test_pooling_of_tokens(pooling, num_special):
         "CLS_TOKEN": lambda: tokens[:, 0],
     }[pooling]()
     np.testing.assert_allclose(tower.features(PICTURES), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_special", [0, 3])
+def test_positions_of_tokens(num_special):
+    """Class and register tokens are none of the places."""
+    tower = make_tower(token_backbone(64, 12, num_special), pooling=POSITIONS)
+    places, is_used = unpacked(tower.features(PICTURES), tower.length)
+    np.testing.assert_allclose(places, PICTURES.reshape(P, 64, 12)[:, num_special:], rtol=1e-5, atol=1e-6)
+    assert is_used.numpy().all()
 
 
 @pytest.mark.parametrize("make_head", [lambda: None, lambda: DNN([7, 5], use_bn=False), lambda: Highway(6)])

@@ -10,11 +10,12 @@ from data_helpers import group_line, schema
 from feature_helpers import id_feature, raw_feature
 
 from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.data.batch import IMAGE, one_picture_each
+from easyrec_mm.data.batch import one_picture_each
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.vector_bank import VectorBank
 from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import IMAGE
 
 NUM_CATEGORIES, NUM_KINDS = 4, 3
 CATEGORY = id_feature("category", ("cat",), 4, "category", "identity", NUM_CATEGORIES)

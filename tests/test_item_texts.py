@@ -113,12 +113,13 @@ def test_what_is_trained(data, tmp_path, trainable, trained):
 def test_modality_dropout_replaces_texts_in_training_only(data, tmp_path):
     model = text_training(data, tmp_path, "dim: 4 modality_dropout: 0.5").model
     nothing = np.full(4, 7, np.float32)
-    model.parts.no_text.nothing.assign(nothing)
+    or_nothing = model.parts.contents["text"].or_nothing
+    or_nothing.nothing.assign(nothing)
     vectors = tf.random.normal([1000, 4], seed=1)
     there = tf.ones([1000], tf.bool)
-    share = np.mean((model.parts.no_text(vectors, there, training=True).numpy() == nothing).all(1))
+    share = np.mean((or_nothing(vectors, there, training=True).numpy() == nothing).all(1))
     assert 0.4 < share < 0.6
-    np.testing.assert_array_equal(model.parts.no_text(vectors, there), vectors)
+    np.testing.assert_array_equal(or_nothing(vectors, there), vectors)
 
 
 def test_the_contrastive_loss_of_pictures_and_texts(data, tmp_path):
@@ -126,7 +127,7 @@ def test_the_contrastive_loss_of_pictures_and_texts(data, tmp_path):
     training = text_training(data, tmp_path, "dim: 3", img_model=loss)
     model, batch = training.model, batches(training)[0]
     value = model.losses(batch, training=False)["image_loss_0"].numpy()
-    texts = model.parts.texts(batch.contents, False, {})
+    texts = model.parts.encoded(batch.contents, False, {})["text"]
     images, is_counted = model.image_vectors(batch).numpy(), texts.is_there.numpy()
     (projection,) = model.named_variables()["image_loss_0/projection/kernel"].numpy()[None]
     first, second = (images @ projection)[is_counted], texts.vectors.numpy()[is_counted]
@@ -203,9 +204,8 @@ def vectors_of_groups(model, data, file):
             pixels = tf.io.decode_png((data / path).read_bytes())[None] if path else tf.zeros([1, 12, 12, 3], tf.uint8)
             image = model.image(pixels) if path else tf.convert_to_tensor(model.item.nothing)[None]
         title = title_of(group)
-        text = (
-            model.parts.text(tf.constant([title])) if title else tf.convert_to_tensor(model.parts.no_text.nothing)[None]
-        )
+        part = model.parts.contents["text"]
+        text = part.tower(tf.constant([title])) if title else tf.convert_to_tensor(part.or_nothing.nothing)[None]
         fusion = model.parts.fusion
         vectors.append((text if fusion is None else fusion([image, text])).numpy()[0])
     return vectors

@@ -20,10 +20,10 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import PictureEmbedder
 from easyrec_mm.evaluation.shown_items import ShownItems
 from easyrec_mm.evaluation.tensorboard import metadata
-from easyrec_mm.explain.ablation import NO_TEXT, OTHER_TEXT, Pictures, ablate
+from easyrec_mm.explain.ablation import NO_CONTENT, OTHER_CONTENT, Pictures, ablate, changed_content
 from easyrec_mm.explain.attribution import PICTURE_AND_TEXT, Logit, attribute
 from easyrec_mm.explain.path import VectorPath, mean_baseline
-from easyrec_mm.explain.pictures import embed_items
+from easyrec_mm.explain.pictures import embed_items, other_contents
 from easyrec_mm.explain.rec_part import RecPart
 from easyrec_mm.explain.samples import Limits, explained_plan, read_samples
 from easyrec_mm.network.model import MultimodalModel
@@ -35,6 +35,7 @@ from easyrec_mm.store.records import State
 from easyrec_mm.tuning.texts import text_space
 from easyrec_mm.worth.arms import arms_of
 
+NO_TEXT, OTHER_TEXT = (changed_content("text", how) for how in (NO_CONTENT, OTHER_CONTENT))
 GATED = "item_fusion { gated { dim: 6 } }"
 METRICS = {'model_dir: "': 'eval_config { metrics_set { auc {} } metrics_set { log_loss {} } } model_dir: "'}
 
@@ -88,18 +89,18 @@ def test_the_vectors_of_explained_items_give_the_predictions_of_the_model(case, 
     outputs = explained.rec.outputs(samples.features, explained.made.vectors[0], samples.item)
     np.testing.assert_allclose(outputs["logits_click"], np.concatenate(expected)[samples.number], atol=1e-5)
     assert {item.text for item in explained.read.items} == {title_of(group) for group in range(NUM_GROUPS)}
-    assert explained.made.has_text.tolist() == [bool(item.text) for item in explained.read.items]
+    assert explained.made.has_other["text"].tolist() == [bool(item.text) for item in explained.read.items]
 
 
 def test_texts_are_replaced_by_none_and_by_others(case, explained):
     """With as many predictions as a network has that is given these texts."""
     samples, items, made = explained.read.samples, explained.read.items, explained.made
-    texts = [item.text for item in items]
-    pictures = Pictures(made.vectors[0], made.has_picture, made.images, texts, made.has_text)
+    others = other_contents(items, case.model.schema)
+    pictures = Pictures(made.vectors[0], made.has_picture, made.images, others, made.has_other)
     result = ablate(explained.rec, samples, pictures, explained.plan)
     changes = {change.name: change for change in result.changes}
-    assert {changes[name].kind for name in (NO_TEXT, OTHER_TEXT)} == {"text"}
-    without = case.model.parts.of_items(tf.constant(made.images), tf.constant([""] * len(items))).numpy()
+    assert {changes[name].kind for name in (NO_TEXT, OTHER_TEXT)} == {"content"}
+    without = case.model.parts.of_items(tf.constant(made.images), {"text": tf.constant([""] * len(items))}).numpy()
     outputs = explained.rec.outputs(samples.features, without, samples.item)
     labels, probabilities = samples.labels["click"], outputs["probs_click"].astype(np.float64)
     loss = -np.mean(labels * np.log(probabilities) + (1 - labels) * np.log(1 - probabilities))
@@ -131,7 +132,7 @@ def test_tensorboard_has_the_vectors_texts_and_weights_of_items(case):
     for item in inputs.batches(banks_of=lambda step: banks):
         shown.add(item, case.model.predict(item.batch, banks))
         images = case.model.image_vectors(item.batch, banks=banks)
-        of_texts = case.model.parts.texts(item.batch.contents, False, banks)
+        of_texts = case.model.parts.encoded(item.batch.contents, False, banks)
         fused = case.model.parts.of_batch(images, of_texts, False).numpy()
         texts = item.batch.contents["text"]
         by_image = texts.values.numpy()[texts.of_image.numpy()]
@@ -144,7 +145,7 @@ def test_tensorboard_has_the_vectors_texts_and_weights_of_items(case):
     collected = shown.collected
     assert len(collected.items) == len(vectors)
     for item, vector in zip(collected.items, collected.vectors, strict=True):
-        np.testing.assert_allclose(vector, vectors[item.path, item.text.decode()], atol=1e-5)
+        np.testing.assert_allclose(vector, vectors[item.path, item.contents["text"].decode()], atol=1e-5)
     assert "title" in metadata(collected, 1).splitlines()[0].split("\t")
     assert sum(collected.part_weights.values()) == pytest.approx(1, abs=1e-5)
 

@@ -44,12 +44,12 @@ def test_a_step_changes_the_rows_of_its_words_alone(data, tmp_path):
     """Adam would move all rows that earlier steps have used if the gradient of the table were not one of rows."""
     one_group = {"batch_size: 4": "batch_size: 1 shuffle: false"}
     training = text_training(data, tmp_path, SMALL, image=False, changes=one_group, train="num_steps: 4").run()
-    encoder = training.model.parts.text.encoder
+    encoder = training.model.parts.contents["text"].tower.encoder
     (tower,) = {id(encoder): encoder}.values()
     for step, item in enumerate(training.trainer.input.batches()):
         if step == 4:
             break
-        tokens = tower.tokens(item.batch.contents["text"].values).numpy()
+        tokens = tower.prepare(item.batch.contents["text"].values).numpy()
         before, after = (training.history[step + i][TABLE] for i in (0, 1))
         changed = np.flatnonzero((before != after).any(1))
         assert set(changed.tolist()) == set(tokens[tokens >= 0].tolist())

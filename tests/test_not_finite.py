@@ -10,8 +10,8 @@ from far_helpers import CHANGES, SECOND_BATCH, far_training, write_far
 from flow_helpers import run
 from training_helpers import EACH_STEP, Training, assert_same_values, optimizer
 
-from easyrec_mm.data.batch import IMAGE
 from easyrec_mm.errors import UserError
+from easyrec_mm.schema import IMAGE
 from easyrec_mm.training.finite import squares_are_finite
 from easyrec_mm.training.not_finite import KEPT, MOST_IN_A_ROW
 

@@ -15,7 +15,7 @@ from training_helpers import evaluated_training, use_backbone_of_three_stages
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.explain.pictures import TILE
 from easyrec_mm.pages.render import render
-from easyrec_mm.report.atlas import atlas, sheets_of
+from easyrec_mm.report.atlas import atlas, by_rate, sheets_of
 from easyrec_mm.report.influence import influence
 from easyrec_mm.report.page import make_sections, page
 from easyrec_mm.report.reasons import reasons
@@ -24,6 +24,7 @@ from easyrec_mm.report.section import Choice, Markup, Pictures, Plot, Table, Tex
 from easyrec_mm.report.sections import SECTIONS
 from easyrec_mm.report.seen import seen
 from easyrec_mm.report.similar import similar
+from easyrec_mm.schema import Task
 
 EXPLAINING = [section for section in SECTIONS if section.name in
               ("ablation", "attributions", "saliency", "neighbours", "map")]  # fmt: skip
@@ -187,3 +188,9 @@ def test_a_pair_of_pictures_says_why_it_is_missing():
     text = render("saliency.html", pairs=[pair], side=320)
     assert "is empty (0 bytes)" in text
     assert "a&lt;b.jpg" in text
+
+
+def test_an_item_without_a_rate_is_on_the_map_without_a_colour():
+    task = Task("click", "click", "binary", 1)
+    plot = by_rate(np.zeros((2, 2)), ["a", "b"], np.array([0.25, np.nan], np.float32), task)
+    np.testing.assert_array_equal(plot.figure.data[0].marker.color, [0.25, np.nan])

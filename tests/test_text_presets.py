@@ -34,7 +34,7 @@ def preset_training(preset, data, folder, settings=""):
 def test_features_are_those_of_keras_hub(preset, pooling):
     encoder = PresetEncoder(preset, TOKENS, pooling, "float32")
     texts = tf.constant([*TITLES, "red " * 50])
-    features = encoder(encoder.tokens(texts)).numpy()
+    features = encoder(encoder.prepare(texts)).numpy()
     inputs = keras_hub.models.TextClassifierPreprocessor.from_preset(preset, sequence_length=TOKENS)(texts)
     vectors = keras_hub.models.Backbone.from_preset(preset)(inputs)["sequence_output"].numpy()
     mask = inputs["padding_mask"].numpy()[..., None]
@@ -48,7 +48,7 @@ def test_features_are_those_of_keras_hub(preset, pooling):
 
 def test_an_empty_text_has_no_tokens(preset):
     encoder = PresetEncoder(preset, TOKENS, "AVG", "float32")
-    assert encoder.has_words(encoder.tokens(tf.constant(["", "  ", "mug"]))).numpy().tolist() == [False, False, True]
+    assert encoder.is_there(encoder.prepare(tf.constant(["", "  ", "mug"]))).numpy().tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,9 @@ def test_low_rank_updates_are_merged_at_export(preset, data, tmp_path):
 
     image = tf.saved_model.load(str(tmp_path / "img"))
     vectors = image.signatures["serving_default"](title=tf.constant([*TITLES, ""]))["img_emb_vector"]
-    np.testing.assert_allclose(vectors, training.model.parts.of_items(None, tf.constant([*TITLES, ""])), atol=1e-5)
+    np.testing.assert_allclose(
+        vectors, training.model.parts.of_items(None, {"text": tf.constant([*TITLES, ""])}), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,12 @@ def test_a_preset_that_lacks_what_is_asked_for(preset, data, tmp_path, settings,
         ("trainable: LAST_N_STAGES last_n_stages: 1", "", True, "LAST_N_STAGES needs preset"),
         ("dim: 0 trainable: HEAD", "", True, "HEAD trains the projection"),
         ("max_tokens: 9", "", True, "text_model.max_tokens: .*preset"),
-        ("dim: 4", "item_fusion { gated {} }", False, "item_fusion: has no effect, because items have no picture and"),
+        (
+            "dim: 4",
+            "item_fusion { gated {} }",
+            False,
+            "has no effect, because items do not have two parts",
+        ),
         ("dim: 4", "item_fusion {}", True, "does not set a kind; choose one of concat, gated, attention, queries, bil"),
         ("dim: 4", "item_fusion { queries { dim: 6 } }", True, r"4 heads do not divide dim \(6\)"),
     ],

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
-from easyrec_mm.data.batch import IMAGE, one_picture_each
+from easyrec_mm.data.batch import one_picture_each
 from easyrec_mm.data.vector_bank import FIRST_ROWS, VectorBank
-from easyrec_mm.network.model import from_bank
+from easyrec_mm.network.content import from_bank
 from easyrec_mm.runs.checkpoint import Checkpoints
+from easyrec_mm.schema import IMAGE
 
 WIDTH = 2
 PICTURES = [b"p%d" % i for i in range(12)]

@@ -88,7 +88,7 @@ class PlainBert:
 
 
 def test_tokens_are_those_of_the_tokenizer_in_the_wheel(encoder, parts):
-    ours = [row[row >= 0].tolist() for row in encoder.tokens(tf.constant(TEXTS)).numpy()]
+    ours = [row[row >= 0].tolist() for row in encoder.prepare(tf.constant(TEXTS)).numpy()]
     assert ours == [encoding.ids for encoding in parts[2].encode_batch(TEXTS)]
 
 
@@ -97,7 +97,7 @@ def test_mean_of_tokens_equals_a_plain_bert(encoder, parts):
     config, tensors, tokenizer = parts
     bert = PlainBert(config, tensors)
     expected = np.stack([bert.tokens(tokenizer.encode(text).ids).mean(0) for text in TEXTS])
-    vectors = encoder(encoder.tokens(tf.constant(TEXTS))).numpy()
+    vectors = encoder(encoder.prepare(tf.constant(TEXTS))).numpy()
     assert expected.std() > 0.1
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 

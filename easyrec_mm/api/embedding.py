@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from easyrec_mm.api.frames import Data, as_file, is_frame, naming, path_of, table_of
@@ -24,7 +24,8 @@ Runtime: TypeAlias = Literal["auto", "onnx", "tensorflow"]
 class Pictures:
     """The pictures to embed, and the model that embeds them; the fields are flags of the command.
 
-    name  what messages and lists of bad records call `input`, if it has another name there
+    name           what messages and lists of bad records call `input`, if it has another name there
+    vector_stores  feature -> URI of the store of its vectors, if it differs from that in the config
     """
 
     img_model_dir: str
@@ -34,6 +35,7 @@ class Pictures:
     path_column: str = ""
     runtime: Runtime = "auto"
     name: str = ""
+    vector_stores: Mapping[str, str] = field(default_factory=dict)
 
 
 def embed(
@@ -45,6 +47,7 @@ def embed(
     key_column: str = "",
     path_column: str = "",
     runtime: Runtime = "auto",
+    vector_stores: Mapping[str, str] | None = None,
     **options: Any,
 ) -> EmbedResult:
     """Embed pictures into a store of vectors, as `easyrec-mm embed` does.
@@ -58,6 +61,7 @@ def embed(
       key_column: column of the keys; by default the image field.
       path_column: column of the paths; by default that of the keys.
       runtime: "onnx", "tensorflow", or "auto", the faster one.
+      vector_stores: feature -> URI of the store of its vectors, if it differs from that in the config.
       **options: further flags of the command: refresh, dtype, bad_pictures, max_bad_share, batch_size.
 
     Returns:
@@ -73,7 +77,7 @@ def embed(
 
     def run_on(path: str, name: str = "") -> EmbedResult:
         columns = key_column, path_column
-        chosen = Pictures(model_dir, path, root, *columns, runtime, name)
+        chosen = Pictures(model_dir, path, root, *columns, runtime, name, vector_stores or {})
         return run(chosen, uri, {"bad_pictures": "bad_pictures.jsonl", **options}, warn)[0]
 
     if not is_frame(pictures):
@@ -115,7 +119,7 @@ def run(
     from easyrec_mm.embedding.items import read_items
 
     chosen = options_from(EmbedOptions, {**options, "image_root": pictures.image_root}, "embed")
-    model = ImageModel(pictures.img_model_dir, pictures.runtime)
+    model = ImageModel(pictures.img_model_dir, pictures.runtime, vector_stores=pictures.vector_stores)
     items, refused = read_items(
         pictures.input, model.manifest.schema, pictures.image_root, pictures.key_column, pictures.path_column
     )

@@ -34,6 +34,7 @@ def add_flags(parser: f.Parser) -> None:
     )
     f.add_store_flag(parser)
     f.add_image_root_flag(parser)
+    f.add_vector_store_flag(parser)
     add("--key_column", metavar="C", default="", help="column of the keys (default: the image field)")
     add("--path_column", metavar="C", default="", help="column of the paths (default: the column of the keys)")
     add(
@@ -78,7 +79,7 @@ def run(flags: f.Flags) -> int:
         bad_pictures = task.file_name(*os.path.splitext(bad_pictures))
     names = ("refresh", "dtype", "batch_size", "max_bad_share")
     options = {name: getattr(flags, name) for name in names} | {"task": task, "bad_pictures": bad_pictures}
-    pictures = f.options_of(Pictures, flags, name="")
+    pictures = f.options_of(Pictures, flags, name="", vector_stores=f.vector_stores_of(flags))
     result, runtime = run_embed(pictures, flags.store, options, print)
     _print(result, runtime, bad_pictures, flags.store)
     return 0
@@ -113,7 +114,9 @@ def _run_on_spark(flags: f.Flags) -> int:
     ):
         context = session.sparkContext
         num_threads = int(context.getConf().get("spark.task.cpus") or 1)
-        embedding = SparkEmbedding(flags.img_model_dir, runtime, flags.store, options, num_threads)
+        embedding = SparkEmbedding(
+            flags.img_model_dir, runtime, flags.store, options, num_threads, f.vector_stores_of(flags)
+        )
         num_tasks = flags.task_num or context.defaultParallelism
         result = embed_on_spark(session, embedding, manifest, items, store, refused, num_tasks)
     _print(result, runtime, flags.bad_pictures, store.uri)

@@ -160,6 +160,30 @@ def add_image_root_flag(parser: Parser) -> None:
     parser.add_argument("--image_root", metavar="R", default="", help="folder in which relative picture paths start")
 
 
+def add_vector_store_flag(parser: Parser) -> None:
+    """Add --vector_store."""
+    parser.add_argument(
+        "--vector_store",
+        metavar="FEATURE=URI",
+        action="append",
+        default=[],
+        help="store of a feature's vectors, in place of the config's vector_store; may be repeated",
+    )
+
+
+def vector_stores_of(flags: Flags) -> dict[str, str]:
+    """Return feature -> store, the values of --vector_store."""
+    stores: dict[str, str] = {}
+    for text in flags.vector_store:
+        name, equals, uri = text.partition("=")
+        if not (name and equals and uri):
+            raise UserError(f"--vector_store {text}: give a feature and its store, as in title=lmdb://titles")
+        if name in stores:
+            raise UserError(f"--vector_store {text}: '{name}' has a store already; give it once")
+        stores[name] = uri
+    return stores
+
+
 def add_output_flags(parser: Parser) -> None:
     """Add the flags for the output of `group` and `convert`."""
     add = parser.add_argument

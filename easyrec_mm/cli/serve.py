@@ -36,13 +36,7 @@ def add_flags(parser: f.Parser) -> None:
         "error: refuse the request; no_image: use the vector learnt for missing pictures (default if there is one, "
         "otherwise mean)",
     )
-    add(
-        "--vector_store",
-        metavar="FEATURE=URI",
-        action="append",
-        default=[],
-        help="store of a feature's vectors, in place of the config's vector_store; may be repeated",
-    )
+    f.add_vector_store_flag(parser)
     add("--runtime", choices=["onnx", "tensorflow"], default="onnx", help="what runs the rec model (default onnx)")
     reload = "seconds between checks for a new release; 0: never (default 5)"
     add("--reload_every_s", metavar="S", type=f.seconds, default=5.0, help=reload)
@@ -108,7 +102,7 @@ def run(flags: f.Flags) -> int:
         from easyrec_mm.serving.server import ServerOptions, serve
 
         num_threads = flags.num_threads or max(1, cores // flags.workers)
-        stores = _vector_stores(flags.vector_store)
+        stores = f.vector_stores_of(flags)
         service = f.options_of(
             ServiceOptions, flags, num_threads=num_threads, vector_stores=stores, copies=work_folder()
         )
@@ -116,16 +110,3 @@ def run(flags: f.Flags) -> int:
     if not ended.is_idle:
         os._exit(ended.status)  # the end of Python would wait for threads that may never end
     return ended.status
-
-
-def _vector_stores(assignments: list[str]) -> dict[str, str]:
-    """Parse the values of --vector_store to feature -> store."""
-    stores: dict[str, str] = {}
-    for text in assignments:
-        name, equals, uri = text.partition("=")
-        if not (name and equals and uri):
-            raise UserError(f"--vector_store {text}: give a feature and its store, as in title=lmdb://titles")
-        if name in stores:
-            raise UserError(f"--vector_store {text}: '{name}' has a store already; give it once")
-        stores[name] = uri
-    return stores

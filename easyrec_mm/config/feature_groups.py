@@ -21,6 +21,7 @@ _IS_WIDE = (FeatureGroupConfig.WIDE, FeatureGroupConfig.WIDE_AND_DEEP)
 
 # Reason, for messages, why settings for pictures have no effect.
 NO_IMAGE_GROUP = "no feature group of an ImgFeature"
+VECTORS = "model_config.e2e_mm_dbmtl.vector_model"
 NO_TEXT_GROUP = "no feature group of a TextFeature"
 
 
@@ -30,14 +31,21 @@ class FeatureGroups:
 
     image_group  name of the group of the ImgFeature; "" for a network without pictures
     text         name of the TextFeature that has a group; "" for a network without texts
+    vectors      features that vector_model names, in order
     deep         features whose vectors are concatenated before the bottom layers, in order
     wide         features whose values are added to the logits, one number per logit -> wide_regularization, in order
     """
 
     image_group: str = ""
     text: str = ""
+    vectors: list[str] = field(default_factory=list)
     deep: list[str] = field(default_factory=list)
     wide: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def has_item_vector(self) -> bool:
+        """Return whether items have a vector."""
+        return bool(self.image_group or self.text or self.vectors)
 
 
 def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> FeatureGroups:
@@ -69,6 +77,7 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
             continue
         for j, name in enumerate(group.feature_names):
             _add(groups, group, name, f"{place}.feature_names[{j}]", named, problems)
+    groups.vectors = _item_vectors(model, {*groups.deep, *groups.wide}, named, problems)
     highway = model.e2e_mm_dbmtl.highway_dnn.input
     if model.e2e_mm_dbmtl.HasField("highway_dnn") and groups.image_group not in ("", highway):
         place = "model_config.e2e_mm_dbmtl.highway_dnn.input"
@@ -108,6 +117,31 @@ def wide_features(
         feature.initializer.constant_initializer.SetInParent()
         parts.append((place, feature))
     return parts
+
+
+def _item_vectors(model: EasyRecModel, in_groups: set[str], named: Named, problems: Problems) -> list[str]:
+    """Return the features that vector_model names; `in_groups` are those of feature groups."""
+    names: list[str] = []
+    for i, settings in enumerate(model.e2e_mm_dbmtl.vector_model):
+        place, name = f"{VECTORS}[{i}].feature_name", settings.feature_name
+        if name not in named:
+            vectors = [n for n, (_, f) in named.items() if f.feature_type == FeatureConfig.VectorFeature]
+            problems.unknown(place, "VectorFeature", name, vectors)
+            continue
+        feature = named[name][1]
+        if feature.feature_type != FeatureConfig.VectorFeature:
+            kind = FeatureConfig.FeatureType.Name(feature.feature_type)
+            problems.add(place, f"'{name}' is a {kind}; name a VectorFeature")
+        elif not feature.per_group:
+            problems.add(place, f"'{name}' may differ within a group; set per_group: true on it")
+        elif name in names:
+            problems.add(place, f"'{name}' is named twice; remove one")
+        elif name in in_groups:
+            advice = "remove it from the group, or add a second feature of the same field"
+            problems.add(place, f"'{name}' is in a feature group, too; {advice}")
+        else:
+            names.append(name)
+    return names
 
 
 def _add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from easyrec_mm.config.feature_groups import NO_TEXT_GROUP
+from easyrec_mm.config.feature_groups import NO_TEXT_GROUP, Named
 from easyrec_mm.config.image import image_vector_width
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.item_pb2 import TextModel
@@ -19,36 +19,74 @@ _OF_WORDS = (
 )  # fmt: skip
 
 
-def check_text_and_fusion(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -> None:
-    """Add every problem of text_model and item_fusion."""
+def check_contents_and_fusion(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -> None:
+    """Add every problem of text_model and item_fusion; those of vector_model are found with the feature groups."""
     if schema.text is not None:
         _check_text_model(network.text_model, problems)
     elif network.HasField("text_model"):
         problems.add(TEXT, f"has no effect: {NO_TEXT_GROUP}; add one or remove this")
     fusion = network.item_fusion
-    if network.HasField("item_fusion") and not (schema.text is not None and schema.uses_image):
-        problems.add(FUSION, "has no effect, because items have no picture and text together; remove it")
+    if network.HasField("item_fusion") and len(schema.contents) + schema.uses_image < 2:
+        problems.add(FUSION, "has no effect, because items do not have two parts, such as picture and text; remove it")
         return
     kind = fusion.WhichOneof("fusion")
     if network.HasField("item_fusion") and kind is None:
         names = ", ".join(field.name for field in fusion.DESCRIPTOR.oneofs_by_name["fusion"].fields)
         problems.add(FUSION, f"does not set a kind; choose one of {names}")
-    if kind == "queries" and fusion.queries.dim % fusion.queries.num_heads:
-        problems.add(
-            f"{FUSION}.queries.num_heads",
-            f"{fusion.queries.num_heads} heads do not divide dim ({fusion.queries.dim}); give a divisor of it",
-        )
+    if kind in ("queries", "joint_transformer"):
+        settings = getattr(fusion, kind)
+        if settings.dim % settings.num_heads:
+            problems.add(
+                f"{FUSION}.{kind}.num_heads",
+                f"{settings.num_heads} heads do not divide dim ({settings.dim}); give a divisor of it",
+            )
+    if kind == "joint_transformer":
+        _check_joint(network, problems)
 
 
-def item_vector_width(network: E2E_MM_DBMTL, has_image: bool, has_text: bool) -> int:
+def is_joint(network: E2E_MM_DBMTL) -> bool:
+    """Return whether the parts of items are fused as sequences of positions."""
+    return bool(network.item_fusion.HasField("joint_transformer"))
+
+
+# Settings of towers that make one vector of a sequence, or use it.
+_OF_VECTORS = {
+    "img_model": (
+        "num_classes", "pooling", "normalize_features", "descriptors", "image_separator", "image_losses",
+        "img_loss_weight",
+    ),
+    "text_model": ("dim", "pooling"),
+    "vector_model": ("dim",),
+}  # fmt: skip
+
+
+def _check_joint(network: E2E_MM_DBMTL, problems: Problems) -> None:
+    """Check that towers set nothing that a transformer over their positions does not have."""
+    place, advice = "model_config.e2e_mm_dbmtl", "which takes positions of towers instead of vectors; remove one"
+    set_here = {field.name for field, _ in network.ListFields()}
+    for name in ("img_dnn", "highway_dnn"):
+        if name in set_here:
+            problems.add(f"{place}.{name}", f"does not go with item_fusion.joint_transformer, {advice}")
+    for section, names in _OF_VECTORS.items():
+        values = getattr(network, section)
+        for own in values if section == "vector_model" else [values]:
+            for name in {field.name for field, _ in own.ListFields()} & set(names):
+                problems.add(f"{place}.{section}.{name}", f"does not go with item_fusion.joint_transformer, {advice}")
+    for section, settings in (("img_model", network.img_model), ("text_model", network.text_model)):
+        if settings.trainable == type(settings).HEAD:
+            problem = "HEAD trains what stands behind the backbone, which is the fusion here; choose NONE"
+            problems.add(f"{place}.{section}.trainable", problem)
+
+
+def item_vector_width(network: E2E_MM_DBMTL, has_image: bool, has_text: bool, named: Named) -> int:
     """Return the width of an item vector; 0 if only the built network knows it."""
-    model = network.text_model
-    text = model.dim or (0 if model.preset else model.embedding_dim)
-    if not (has_image and has_text):
-        return image_vector_width(network) if has_image else text
+    text = network.text_model
+    widths = [image_vector_width(network)] if has_image else []
+    widths += [text.dim or (0 if text.preset else text.embedding_dim)] if has_text else []
+    widths += [model.dim or named[model.feature_name][1].vector_dim for model in network.vector_model]
     kind = network.item_fusion.WhichOneof("fusion") or "concat"
-    if kind == "concat":
-        return image_vector_width(network) + text if text else 0
+    if kind == "concat" or len(widths) == 1:
+        return sum(widths) if all(widths) else 0
     settings = getattr(network.item_fusion, kind)
     return int(settings.dim * (settings.num_queries if kind == "queries" else 1))
 

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from easyrec_mm.config.evaluation import check_metrics
 from easyrec_mm.config.feature_groups import NO_IMAGE_GROUP
 from easyrec_mm.config.image import check_image_tower
-from easyrec_mm.config.item import check_text_and_fusion
+from easyrec_mm.config.item import check_contents_and_fusion
 from easyrec_mm.config.pretraining import is_pretraining
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower, SeqAttGroupConfig
@@ -65,7 +65,7 @@ def check_network(config: EasyRecConfig, schema: Schema, problems: Problems) -> 
 def _check_image_part(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
     network = config.model_config.e2e_mm_dbmtl
     place = "model_config.e2e_mm_dbmtl"
-    check_text_and_fusion(network, schema, problems)
+    check_contents_and_fusion(network, schema, problems)
     if not schema.uses_image:
         of_items = () if schema.has_item_vector else ("image_fusion",)
         for name in ("img_model", "img_dnn", "highway_dnn", *of_items):

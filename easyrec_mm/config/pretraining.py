@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from easyrec_mm.config.item import is_joint
 from easyrec_mm.errors import Problems
 from easyrec_mm.files import join
 from easyrec_mm.protos.data_pb2 import DatasetConfig
@@ -152,7 +153,10 @@ def check_pretraining(config: EasyRecConfig, schema: Schema, problems: Problems)
     settings = config.pretrain_config
     if not settings.data_sets:
         problems.add(f"{PLACE}.data_sets", "is empty; name the tables of items to train on")
-    if settings.HasField("contrastive"):
+    if settings.HasField("contrastive") and is_joint(network):
+        problem = "compares vectors of parts, which item_fusion.joint_transformer does not make; remove one of the two"
+        problems.add(f"{PLACE}.contrastive", problem)
+    elif settings.HasField("contrastive"):
         _check_contrastive(settings.contrastive, tower, schema, problems)
     elif not heads_of(config):
         problems.add(f"{PLACE}.data_sets", "no data set has a label, and contrastive is not set; set one of the two")

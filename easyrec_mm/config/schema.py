@@ -80,8 +80,9 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         image_labels=image_labels(tower, tasks, problems) + _head_labels(config),
         image_separator=tower.image_separator,
         has_no_image_vector=tower.no_image_vector,
-        attentions=_attentions(config, network.features, image_name, groups, problems),
+        attentions=_attentions(config, network.features, image_name, groups, named, problems),
         text=_text(config.data_config, named, groups.text, fields, layout, problems),
+        item_vectors=_item_vectors(config.data_config, named, groups.vectors, fields, layout, problems),
     )
     problems.raise_if_any()
     _check_defaults(schema, problems)
@@ -123,9 +124,10 @@ def _network_features(
     problems: Problems,
 ) -> _NetworkFeatures:
     """Return the features that feature groups, attentions and the image tower name."""
-    has_item_vector = bool(groups.image_group or groups.text)
     item_name = _item_name(image_name, groups)
-    only_attended = check_attentions(config.model_config, groups.deep, named, item_name, has_item_vector, problems)
+    only_attended = check_attentions(
+        config.model_config, groups.deep, named, item_name, groups.has_item_vector, problems
+    )
     wide = wide_features(groups.wide, named, sum(task.num_class for task in tasks), problems)
     used = [named[name] for name in (*groups.deep, *only_attended)] + wide
     by_name = {field.name: field for field in fields}
@@ -305,16 +307,23 @@ def _image_features(
 
 
 def _attentions(
-    config: EasyRecConfig, features: tuple[Feature, ...], image_name: str, groups: FeatureGroups, problems: Problems
+    config: EasyRecConfig,
+    features: tuple[Feature, ...],
+    image_name: str,
+    groups: FeatureGroups,
+    named: Named,
+    problems: Problems,
 ) -> tuple[Attention, ...]:
     model = config.model_config
-    width = item_vector_width(model.e2e_mm_dbmtl, bool(groups.image_group), bool(groups.text))
+    width = item_vector_width(model.e2e_mm_dbmtl, bool(groups.image_group), bool(groups.text), named)
     return derive_attentions(model, features, _item_name(image_name, groups), width, problems)
 
 
 def _item_name(image_name: str, groups: FeatureGroups) -> str:
-    """Return the name of the feature that stands for the item vector: the ImgFeature, or else the TextFeature."""
-    return image_name if groups.image_group or not groups.text else groups.text
+    """Return the name of the feature that stands for the item vector: the ImgFeature, or else another content."""
+    if groups.image_group or not groups.has_item_vector:
+        return image_name
+    return groups.text or groups.vectors[0]
 
 
 def _text(
@@ -333,6 +342,18 @@ def _text(
         return None
     derived, _ = derive_features([named[name]], data, layout, {f.name: f for f in fields}, None, problems)
     return next((feature for feature in derived if isinstance(feature, TextFeature)), None)
+
+
+def _item_vectors(
+    data: DatasetConfig,
+    named: Named,
+    names: Sequence[str],
+    fields: Sequence[Field],
+    layout: RowLayout,
+    problems: Problems,
+) -> tuple[Feature, ...]:
+    used = [named[name] for name in names]
+    return derive_features(used, data, layout, {f.name: f for f in fields}, None, problems)[0]
 
 
 def _group_fields(config: EasyRecConfig, named: Named) -> tuple[str, ...]:

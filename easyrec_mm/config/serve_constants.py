@@ -29,7 +29,7 @@ def with_constants(schema: Schema, export: ExportConfig, problems: Problems) -> 
 def _check_field(name: str, schema: Schema, place: str, problems: Problems) -> bool:
     """Check that exported models can take a constant for a field, and return whether they can."""
     fields = {field.name for field in schema.fields}
-    keys = {name for feature in schema.stored_features() for name in feature.inputs}
+    keys = {name for feature in schema.in_stores() for name in feature.inputs}
     lists = {name: [other for other in names if other != name] for names in schema.aligned_lists() for name in names}
     if name not in fields:
         problems.unknown(place, "input field", name, fields)

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# Kinds of contents, and names of the banks of their vectors.
-IMAGE, TEXT = "image", "text"
+from easyrec_mm.schema import IMAGE
 
 
 class Images(NamedTuple):
@@ -72,7 +71,7 @@ class Batch(NamedTuple):
     pixels         uint8 [E, H, W, C]; E is 0 for a model without pictures
     sample_image   int32 [S]: sample -> image
     images         images of the groups
-    contents       kind -> contents of the images, other than pictures: TEXT
+    contents       kind -> contents of the images, other than pictures
     """
 
     features: dict[str, tf.Tensor | tf.RaggedTensor]
@@ -148,6 +147,11 @@ def one_picture_each(num_images: int) -> Images:
     )
 
 
-def has_text(texts: tf.Tensor) -> tf.Tensor:
-    """Return whether each text, string `[N]`, is more than white space: bool `[N]`."""
-    return tf.not_equal(tf.strings.strip(texts), "")
+def has_content(values: tf.Tensor) -> tf.Tensor:
+    """Return whether there is something in each content of Contents.values, bool `[N]`.
+
+    A text is more than white space, and other contents have a number that is not 0.
+    """
+    if values.dtype == tf.string:
+        return tf.not_equal(tf.strings.strip(values), "")
+    return tf.reduce_any(tf.not_equal(tf.reshape(values, [tf.shape(values)[0], -1]), 0), 1)

@@ -12,7 +12,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from easyrec_mm.data.batch import TEXT
 from easyrec_mm.data.images_of_groups import images_of_groups, rows_of
 from easyrec_mm.data.packing import Packing, cut
 from easyrec_mm.data.stored_vectors import distinct_keys
@@ -56,7 +55,8 @@ class ChunkReader:
         self._share = share or Share(0, 1, batch_size)
         self._pieces = pieces
         self._transform = FeatureTransform(schema.features)
-        self._item_transform = FeatureTransform(schema.item_features())
+        self._item_transform = FeatureTransform(schema.image_features)
+        self._item_fields = tuple(dict.fromkeys(name for f in schema.item_features() for name in f.inputs))
         # Traced once, for all datasets that use these functions.
         read = tf.function(self._read, input_signature=source.record_specs, autograph=False)
         self._packing = Packing(_specs(read)["samples"])
@@ -147,9 +147,8 @@ class ChunkReader:
         chunk: Chunk = self._source.parse(*element)
         groups = chunk.groups
         first_sample = tf.cumsum(groups.group_size, exclusive=True)  # [G]
-        of_groups = {n: tf.gather(groups.fields[n], first_sample) for n in self._item_transform.fields}
+        of_groups = {n: tf.gather(groups.fields[n], first_sample) for n in self._item_fields}
         of_items = self._item_transform(of_groups)
-        text = self._schema.text
         # The name of a field is "" if the data do not have it.
         per_group = {self._schema.image.field: groups.image_path, self._schema.group_size_field: groups.group_size}
         kept_fields = {
@@ -173,7 +172,10 @@ class ChunkReader:
                 "group_size": groups.group_size,
                 "record": groups.kept_groups,
                 "image_features": {f.name: of_items[f.name] for f in self._schema.image_features},
-                "contents": {} if text is None else {TEXT: of_items[text.name]},
+                "contents": {
+                    kind: text_keys(feature, of_groups, self._transform.back_end)
+                    for kind, feature in self._schema.contents.items()
+                },
                 "image_labels": {
                     name: tf.gather(groups.fields[name], first_sample)
                     for name, _ in self._schema.image_labels

@@ -31,7 +31,6 @@ from easyrec_mm.data.own_files import OwnFiles, meet
 from easyrec_mm.data.packed_pictures import find_tars
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
-from easyrec_mm.data.stored_vectors import StoredVectors
 from easyrec_mm.data.vector_bank import NO_BANKS, Banks
 from easyrec_mm.files import FileInfo
 from easyrec_mm.files.daemon_pool import DaemonPool
@@ -110,7 +109,7 @@ class Input:
         self.tars: dict[str, FileInfo] = {}
         if data.packed_images and schema.uses_image and isinstance(self._files, DataFiles):
             self.tars = find_tars(self._files)
-        self.vectors = vectors or VectorStores(schema.stored_features())
+        self.vectors = vectors or VectorStores(schema.in_stores())
 
     @property
     def batch_size(self) -> int:
@@ -278,10 +277,11 @@ class Input:
 
     @cached_property
     def _loader(self) -> BatchLoader:
-        vectors = StoredVectors(self._schema.stored_features(), self.vectors, self._bad_records)
         image = self._schema.image
         pictures = PictureLoader(image, picture_reader(self._data, tars=self.tars)) if self._schema.uses_image else None
-        return BatchLoader(self._data, self._schema, self.source, self._chunks, pictures, vectors, self._bad_records)
+        return BatchLoader(
+            self._data, self._schema, self.source, self._chunks, pictures, self.vectors, self._bad_records
+        )
 
     @property
     def _num_threads(self) -> int:

@@ -11,8 +11,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
-from easyrec_mm.data.batch import IMAGE, Batch, Contents, Images, InputBatch, has_text, one_picture_each
+from easyrec_mm.data.batch import Batch, Contents, Images, InputBatch, one_picture_each
 from easyrec_mm.data.chunks import ChunkReader
+from easyrec_mm.data.item_contents import ItemContents
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.shuffled_pictures import ShuffledPictures
@@ -21,8 +22,8 @@ from easyrec_mm.data.vector_bank import Banks, Plan
 from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.formats.source import Source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
-from easyrec_mm.schema import Schema
-from easyrec_mm.store.feature_vectors import Found
+from easyrec_mm.schema import IMAGE, Schema
+from easyrec_mm.store.feature_vectors import Found, VectorStores
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Pending:
     plans        the plan of each bank, by its name
     loading      result of loading the pictures to encode; None for a model without pictures
     vectors      result of looking up the distinct keys; None for a model without such features
+    contents     result of looking up the vectors of items
     """
 
     rows: dict[str, Any]
@@ -47,6 +49,7 @@ class Pending:
     plans: dict[str, Plan]
     loading: Future[Pictures] | None
     vectors: Future[dict[str, Found]] | None
+    contents: Future[dict[str, Found]] | None
 
 
 class BatchLoader:
@@ -57,7 +60,7 @@ class BatchLoader:
       schema: meaning of a row.
       source: source of the rows.
       chunks: reads the rows.
-      vectors: looks up the vectors that features name by key.
+      stores: the stores of vectors that features name by key.
       bad_records: counts bad groups and pictures.
     """
 
@@ -68,12 +71,14 @@ class BatchLoader:
         source: Source,
         chunks: ChunkReader,
         pictures: PictureLoader | None,
-        vectors: StoredVectors,
+        stores: VectorStores,
         bad_records: BadRecords,
     ) -> None:
         self._data, self._schema = data, schema
         self._source, self._chunks, self._pictures = source, chunks, pictures
-        self._vectors, self._bad_records = vectors, bad_records
+        self._vectors = StoredVectors(schema.stored_features(), stores, bad_records)
+        self._contents = ItemContents(schema, stores, bad_records)
+        self._bad_records = bad_records
         self._shuffled = ShuffledPictures(data.shuffled_pictures) if data.shuffled_pictures else None
         image = schema.image
         self._pixel_spec = tf.TensorSpec([None, image.height, image.width, image.channels], tf.uint8)
@@ -99,8 +104,8 @@ class BatchLoader:
         samples = self._chunks.sample_specs()
         is_there = tf.TensorSpec([None], tf.bool)
         contents = {
-            kind: Contents(of_kind["values"], indices, numbers, indices, indices, is_there)
-            for kind, of_kind in rows.get("contents", {}).items()
+            kind: Contents(values, indices, numbers, indices, indices, is_there)
+            for kind, values in self._contents.specs().items()
         }
         return _batch(samples, self._vectors.specs(), indices, self._pixel_spec, images, contents)
 
@@ -115,17 +120,19 @@ class BatchLoader:
           pool: its threads load.
         """
         vectors = self._vectors.begin(rows["keys"], pool)
-        keys = {kind: of_kind["values"] for kind, of_kind in rows.get("contents", {}).items()}
+        of_contents = rows.get("contents", {})
+        contents = self._contents.begin(of_contents, pool)
+        keys = {kind: of_kind["values"] for kind, of_kind in of_contents.items()}
         if self._pictures is not None:
             keys[IMAGE] = rows["picture_key"]
         plans = {name: bank.plan(list(keys[name].numpy()), step) for name, bank in banks.items()}
         if self._pictures is None:
-            return Pending(rows, epochs_done, [], step, banks, plans, None, vectors)
+            return Pending(rows, epochs_done, [], step, banks, plans, None, vectors, contents)
         paths = self._paths(rows)
         encoded_paths = [paths[i] for i in plans[IMAGE].encoded] if IMAGE in plans else paths
         self._pictures.begin(encoded_paths)
         loading = pool.submit(self._pictures.load, encoded_paths)
-        return Pending(rows, epochs_done, paths, step, banks, plans, loading, vectors)
+        return Pending(rows, epochs_done, paths, step, banks, plans, loading, vectors, contents)
 
     def finish(self, pending: Pending) -> InputBatch:
         """Wait until a batch is loaded, count its bad groups, pictures and keys, and return it.
@@ -150,7 +157,8 @@ class BatchLoader:
         self._bad_records.add(num_own, num_loaded, records)
         samples = self._chunks.samples(rows)
         vectors = self._vectors.of_samples(rows["keys"], pending.vectors)
-        batch = _batch(samples, vectors, rows["sample_image"], pixels, images, _contents(pending))
+        contents = self._contents.of_batch(rows.get("contents", {}), pending.plans, pending.contents)
+        batch = _batch(samples, vectors, rows["sample_image"], pixels, images, contents)
         return InputBatch(
             batch=batch,
             kept_fields=samples["kept_fields"],
@@ -245,23 +253,6 @@ def _encoded(pending: Pending) -> NDArray[np.int32]:
     if IMAGE not in pending.plans:
         return np.arange(len(pending.rows["picture_path"]), dtype=np.int32)
     return pending.plans[IMAGE].encoded
-
-
-def _contents(pending: Pending) -> dict[str, Contents]:
-    """Return the contents of a batch's images, other than pictures, by kind."""
-    contents: dict[str, Contents] = {}
-    for kind, rows in pending.rows.get("contents", {}).items():
-        values, plan = rows["values"], pending.plans.get(kind)
-        num_contents = tf.size(values)
-        contents[kind] = Contents(
-            values=values if plan is None else tf.gather(values, plan.encoded),
-            encoded=tf.range(num_contents) if plan is None else tf.constant(plan.encoded),
-            key=rows["number"],
-            bank_row=tf.zeros([num_contents], tf.int32) if plan is None else tf.constant(plan.rows),
-            of_image=rows["of_image"],
-            is_there=has_text(values),
-        )
-    return contents
 
 
 def _batch(

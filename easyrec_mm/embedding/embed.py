@@ -6,7 +6,7 @@ Pictures are read and decoded by the model's own `decode`; writing.py says how t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TextIO
 
@@ -66,10 +66,16 @@ class EmbedOptions:
 
 
 class _Inputs(NamedTuple):
-    """The pictures of a batch: pixels uint8 [N, H, W, C], and int64 [N], the item of each."""
+    """The contents of a batch of K items.
+
+    pixels   uint8 [N, H, W, C], the pictures
+    owner    int64 [N], the item of each
+    vectors  kind -> float32 [K, numbers], see ItemVectors
+    """
 
     pixels: np.ndarray
     owner: np.ndarray
+    vectors: dict[str, np.ndarray]
 
 
 def embed(
@@ -124,8 +130,9 @@ def write_vectors(
     loader = _Loader(model, options.image_root, options.refresh)
 
     def compute(loaded: Loaded) -> list[np.ndarray]:
-        pictures: _Inputs = loaded.inputs
-        return [model.embed(pictures.pixels, _values(loaded.items, manifest.schema), pictures.owner)]
+        inputs: _Inputs = loaded.inputs
+        values = _values(loaded.items, manifest.schema)
+        return [model.embed(inputs.pixels, values, inputs.owner, inputs.vectors)]
 
     work = Work("embed", loader.load, compute, batch_size, options.refresh)
     return generation, write_items(work, items, [Target(store, generation)], bad_list)
@@ -153,15 +160,19 @@ class _Loader:
         reader = PictureReader(image_root, packed=PackedPictures(local_copies()))
         self._pictures = PictureLoader(model.manifest.schema.image, reader, model.decode)
         self._schema = model.manifest.schema
+        self._vectors = model.vectors
         self._paths = model.paths
         self._refresh = refresh
 
     def load(self, batch: ToLoad) -> Loaded:
         """Load items, and select the ones to embed by comparison with their stored hashes."""
         items, stored_hashes, num_done = batch
-        pictures = [(row, path) for row, item in enumerate(items) for path in self._paths_of(item)]
+        vectors = self._vectors.of_items(_values(items, self._schema), len(items))
+        has_others = [self._is_without_picture(item, vectors, row) for row, item in enumerate(items)]
+        pictures = [(row, path) for row, item in enumerate(items) for path in self._paths_of(item, has_others[row])]
         contents, unreadable = self._pictures.read([_place(items[row], path) for row, path in pictures])
-        hashes = self._hashes(items, pictures, contents, unreadable)
+        readable = [(row, contents[i]) for i, (row, _) in enumerate(pictures) if i not in unreadable]
+        hashes = _hashes(items, readable, vectors, has_others)
         chosen_rows = {
             row for row in range(len(items)) if self._refresh != "changed" or hashes[row] != stored_hashes[row]
         }
@@ -171,54 +182,77 @@ class _Loader:
         all_problems = loaded.problems if loaded else {}
         good = [at for at in range(len(chosen)) if at not in all_problems]
         row_of_good = np.array([pictures[chosen[at]][0] for at in good], np.int64)
-        with_text = [row for row in sorted(chosen_rows) if self._has_text(items[row])]
-        rows = np.unique([*row_of_good.tolist(), *with_text]).astype(np.int64)
+        others = [row for row in sorted(chosen_rows) if has_others[row]]
+        rows = np.unique([*row_of_good.tolist(), *others]).astype(np.int64)
         owner = np.searchsorted(rows, row_of_good)
         pixels = loaded.pixels.numpy() if loaded else np.zeros((0, 1, 1, 1), np.uint8)
+        pixels = pixels if len(good) == len(chosen) else pixels[good]
         bad = [(*pictures[chosen[at]], problem) for at, problem in all_problems.items()]
         return Loaded(
             items=[items[row] for row in rows],
             hashes=[hashes[row] for row in rows],
-            inputs=_Inputs(pixels if len(good) == len(chosen) else pixels[good], owner),
+            inputs=_Inputs(pixels, owner, {kind: of_items[rows] for kind, of_items in vectors.items()}),
             absent=[(items[row], hashes[row]) for row in sorted(chosen_rows.difference(rows.tolist()))],
-            bad=[(items[row], path, problem) for row, path, problem in bad],
+            bad=[
+                (items[row], path, problem) for row, path, problem in bad + self._missing(items, vectors, chosen_rows)
+            ],
             num_unchanged=num_done + len(items) - len(chosen_rows),
         )
 
-    def _paths_of(self, item: Item) -> list[str]:
+    def _paths_of(self, item: Item, has_others: bool) -> list[str]:
         """Return the paths of an item's pictures; "" for an item that should have one and names none."""
         paths = [path for path in self._paths(item.path) if path]
-        return paths or ([] if self._has_text(item) else [""])
+        return paths or ([] if has_others else [""])
 
-    def _has_text(self, item: Item) -> bool:
-        """Return whether an item's text is enough to embed it, without a picture."""
-        return self._schema.is_text_enough(dict(zip(self._schema.image_fields(), item.fields, strict=True)))
+    def _is_without_picture(self, item: Item, vectors: Mapping[str, np.ndarray], row: int) -> bool:
+        """Return whether an item can be embedded without a picture, by its other contents."""
+        values = dict(zip(self._schema.image_fields(), item.fields, strict=True))
+        for kind, feature in self._schema.stored_contents().items():
+            if not vectors[kind][row].any():
+                values[feature.inputs[0]] = ""  # a key without a vector is nothing
+        return self._schema.is_without_picture(values)
 
-    def _hashes(
-        self,
-        items: list[Item],
-        pictures: list[tuple[int, str]],
-        contents: list[bytes],
-        unreadable: dict[int, str],
-    ) -> list[bytes]:
-        """Return the hash of each item's content: the contents of its readable pictures, and its category."""
-        parts: list[list[bytes]] = [[] for _ in items]
-        for i, (row, _) in enumerate(pictures):
-            if i not in unreadable:
-                parts[row].append(contents[i])
-        return [hash_of_item(part, item.fields, self._has_text(item)) for item, part in zip(items, parts, strict=True)]
+    def _missing(
+        self, items: Sequence[Item], vectors: Mapping[str, np.ndarray], rows: Iterable[int]
+    ) -> list[tuple[int, str, str]]:
+        """Return row, key and problem of each of these items whose vector is not in its store."""
+        missing: list[tuple[int, str, str]] = []
+        for kind, feature in self._schema.stored_contents().items():
+            place = self._schema.image_fields().index(feature.inputs[0])
+            without = [row for row in sorted(rows) if not vectors[kind][row].any() and items[row].fields[place]]
+            problem = f"feature '{feature.name}': its store has no vector of this key"
+            missing += [(row, items[row].fields[place], problem) for row in without]
+        return missing
 
 
-def hash_of_item(pictures: Sequence[bytes], fields: Sequence[str], has_text: bool = False) -> bytes:
-    """Return the hash of an item's content: its readable pictures, and the texts of the model's other inputs.
+def _hashes(
+    items: Sequence[Item],
+    pictures: Sequence[tuple[int, bytes]],
+    vectors: Mapping[str, np.ndarray],
+    has_others: Sequence[bool],
+) -> list[bytes]:
+    """Return the hash of each item's content, given (row of the item, content) of each readable picture."""
+    parts: list[list[bytes]] = [[] for _ in items]
+    for row, content in pictures:
+        parts[row].append(content)
+    return [
+        hash_of_item(parts[row], item.fields, has_others[row], b"".join(v[row].tobytes() for v in vectors.values()))
+        for row, item in enumerate(items)
+    ]
 
-    Without pictures an item has no content, unless its text is enough.
+
+def hash_of_item(
+    pictures: Sequence[bytes], fields: Sequence[str], has_others: bool = False, vectors: bytes = b""
+) -> bytes:
+    """Return the hash of an item's content: its readable pictures, the texts of the model's other inputs, vectors.
+
+    Without pictures an item has no content, unless it has others than pictures.
     """
-    if not pictures and not has_text:
+    if not pictures and not has_others:
         return NO_CONTENT
     if len(pictures) == 1 and not fields:
         return content_hash(pictures[0])
-    return content_hash(b"".join([*map(content_hash, pictures), *(text.encode() for text in fields)]))
+    return content_hash(b"".join([*map(content_hash, pictures), *(text.encode() for text in fields), vectors]))
 
 
 def _place(item: Item, path: str) -> bytes:

@@ -10,8 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import onnxruntime
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.embedding.item_vectors import ItemVectors
 from easyrec_mm.embedding.onnx_inputs import OnnxInputs
 from easyrec_mm.errors import ExportError
 from easyrec_mm.features.numpy_back_end import Values
@@ -22,13 +24,13 @@ from easyrec_mm.manifest import (
     IMAGE_VECTOR,
     PICTURE_ITEM,
     PIXELS,
-    TEXT_TOKENS,
+    PREPARED,
     Manifest,
     local_export,
     read_manifest,
     require_unchanged,
 )
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import TEXT, Schema
 
 Runtime = Literal["auto", "onnx", "tensorflow"]
 _NUMPY_TYPES = {"int64": np.int64, "bool": np.bool_, "float32": np.float32}
@@ -40,14 +42,16 @@ _WORDS = "some words"
 class _Items(NamedTuple):
     """Items to embed.
 
-    pixels   float32 [N, H, W, C] of their pictures; None for a model of texts
+    pixels   float32 [N, H, W, C] of their pictures; None for a model without pictures
     fields   field -> [K]
+    vectors  kind -> float32 [K, numbers], of contents whose vectors are in a store
     owner    int [N]: the item of each picture, ascending
     number   K
     """
 
     pixels: np.ndarray | None
     fields: dict[str, Values]
+    vectors: Mapping[str, NDArray[np.float32]]
     owner: np.ndarray
     number: int
 
@@ -56,7 +60,9 @@ class _Items(NamedTuple):
         number = min(max(number, int(self.owner[0]) + 1 if len(self.owner) else 0), self.number)
         is_first = self.owner < number
         pixels = None if self.pixels is None else self.pixels[is_first]
-        return _Items(pixels, {name: v[:number] for name, v in self.fields.items()}, self.owner[is_first], number)
+        fields = {name: values[:number] for name, values in self.fields.items()}
+        vectors = {kind: values[:number] for kind, values in self.vectors.items()}
+        return _Items(pixels, fields, vectors, self.owner[is_first], number)
 
     def pictures(self, name: str) -> dict[str, np.ndarray]:
         """Return the input for pictures, under its name."""
@@ -78,17 +84,28 @@ class ImageModel:
       folder: folder of the export.
       runtime: "onnx", "tensorflow", or "auto" for the faster one.
       num_threads: number of threads of ONNX Runtime; 0: one per core.
+      vector_stores: feature -> URI of the store of its vectors, if it differs from that in the config.
+
+    `vectors` looks up the vectors of items that are in stores.
 
     Raises:
       ExportError: if the folder contains no image model, or none for the runtime, or if it cannot be loaded.
+      StoreError: if a store of vectors cannot be reached, or lacks those that the model was trained with.
     """
 
-    def __init__(self, folder: str, runtime: Runtime = "auto", num_threads: int = 0) -> None:
+    def __init__(
+        self,
+        folder: str,
+        runtime: Runtime = "auto",
+        num_threads: int = 0,
+        vector_stores: Mapping[str, str] | None = None,
+    ) -> None:
         folder = local_export(folder)
         self.manifest: Manifest = read_manifest(folder, "image")
         self._input = self.manifest.image_input
         schema = self.manifest.schema
         self.fields = schema.image_fields()
+        self.vectors = ItemVectors(self.manifest, vector_stores or {})
         has_onnx = IMAGE_ONNX in self.manifest.files
         if runtime == "onnx" and not has_onnx:
             reason = self.manifest.parity.get("left_out", {}).get(IMAGE_ONNX, "")
@@ -115,7 +132,11 @@ class ImageModel:
         return self._signatures[DECODE](**{self._input: contents})[PIXELS]
 
     def embed(
-        self, pixels: np.ndarray, fields: Mapping[str, Sequence[Any]] | None = None, owner: np.ndarray | None = None
+        self,
+        pixels: np.ndarray,
+        fields: Mapping[str, Sequence[Any]] | None = None,
+        owner: np.ndarray | None = None,
+        vectors: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> np.ndarray:
         """Return the vectors of K items, float32 `[K, D]`.
 
@@ -123,6 +144,10 @@ class ImageModel:
           pixels: uint8 `[N, H, W, C]`; any if the model takes no pictures.
           fields: values `[K]` of each of `self.fields`; None for their defaults.
           owner: int64 `[N]`, the item of each picture, from 0; None if each picture is an item.
+          vectors: the result of `self.vectors.of_items`; by default they are looked up.
+
+        Raises:
+          StoreError: if a store cannot be reached.
         """
         numbers = pixels.astype(np.float32)
         owner = np.arange(len(pixels)) if owner is None else owner
@@ -131,11 +156,13 @@ class ImageModel:
             num_items = max(num_items, *(len(column) for column in fields.values()))
         schema = self.manifest.schema
         values: dict[str, Values] = {}
-        for name in self.fields:
+        for name in schema.image_input_fields():
             field = schema.field(name)
             column: Sequence[Any] = fields[name] if fields else [field.default_value] * num_items
             values[name] = list(column) if field.dtype == "string" else np.array(column, _NUMPY_TYPES[field.dtype])
-        items = _Items(numbers if schema.uses_image else None, values, owner, num_items)
+        if vectors is None:
+            vectors = self.vectors.of_items(fields, num_items)
+        items = _Items(numbers if schema.uses_image else None, values, vectors, owner, num_items)
         if schema.uses_image and not len(owner):
             return self._run_tensorflow(items)  # not all kernels of ONNX Runtime take nothing
         if self.runtime == "auto":
@@ -144,19 +171,25 @@ class ImageModel:
         return self._runtimes[self.runtime](items)
 
     def _run_onnx(self, items: _Items) -> np.ndarray:
-        inputs = {**items.pictures(self._input), **self._onnx_inputs(items.fields, items.owner, items.number)}
-        if TEXT_TOKENS in inputs and (inputs[TEXT_TOKENS] < 0).all():
+        inputs = {
+            **items.pictures(self._input),
+            **self._onnx_inputs(items.fields, items.vectors, items.owner, items.number),
+        }
+        tokens = inputs.get(PREPARED[TEXT].name)
+        if tokens is not None and (tokens < 0).all():
             return self._run_tensorflow(items)  # no text has a word; as for no picture
         vectors: np.ndarray = self._session.run([IMAGE_VECTOR], inputs)[0]
         return vectors
 
     def _run_tensorflow(self, items: _Items) -> np.ndarray:
-        inputs = {**items.pictures(self._input), **items.fields}
+        features = self.manifest.schema.contents
+        vectors = {features[kind].vector_key: values for kind, values in items.vectors.items()}
+        inputs = {**items.pictures(self._input), **items.fields, **vectors}
         if self.manifest.schema.has_picture_item:
             inputs[PICTURE_ITEM] = items.owner.astype(np.int64)
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
-        vectors: np.ndarray = self._signatures[DEFAULT](**tensors)[IMAGE_VECTOR].numpy()
-        return vectors
+        made: np.ndarray = self._signatures[DEFAULT](**tensors)[IMAGE_VECTOR].numpy()
+        return made
 
     def _seconds(self, runtime: str, items: _Items) -> float:
         times = []
@@ -181,13 +214,15 @@ class PictureEmbedder:
 
     Args:
       folder: an exported image model.
+      vector_stores: see ImageModel.
 
     Raises:
       ExportError: if the folder contains no image model.
+      StoreError: see ImageModel.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._model = ImageModel(folder)
+    def __init__(self, folder: str, vector_stores: Mapping[str, str] | None = None) -> None:
+        self._model = ImageModel(folder, vector_stores=vector_stores)
         self.fingerprint = self._model.manifest.image_tower_fingerprint
         self.fields = self._model.fields
         self.schema = self._model.manifest.schema
@@ -202,11 +237,11 @@ class PictureEmbedder:
         """Return the paths of the pictures that a key names."""
         return self._model.paths(key) if key else []
 
-    def is_text_enough(self, values: Sequence[Any]) -> bool:
+    def is_without_picture(self, values: Sequence[Any]) -> bool:
         """Return whether an item with these values of `fields` has a vector without a picture."""
-        return self.schema.is_text_enough(dict(zip(self.fields, values, strict=True)))
+        return self.schema.is_without_picture(dict(zip(self.fields, values, strict=True)))
 
-    def embed_texts(self, fields: Mapping[str, Sequence[Any]]) -> np.ndarray:
+    def embed_without_picture(self, fields: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """Return the vectors `[K, D]` of items without a picture.
 
         Args:
@@ -219,7 +254,7 @@ class PictureEmbedder:
     def embed(
         self, pictures: Sequence[Sequence[bytes]], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> list[np.ndarray | None]:
-        """Return the vector `[D]` of each item; None for one without a valid picture, unless its text is enough.
+        """Return the vector `[D]` of each item; None for one without a valid picture, unless it has another content.
 
         Args:
           pictures: the contents of the pictures of each item.
@@ -233,8 +268,8 @@ class PictureEmbedder:
             decoded, problems = self._pictures.decode([content for contents in pictures for content in contents], {})
             good = [i for i in range(len(item)) if i not in problems]
             pixels = decoded.numpy()[good]
-        with_text = [row for row in range(len(pictures)) if fields and self._is_text_enough(fields, row)]
-        rows = sorted({*(item[i] for i in good), *with_text})
+        others = [row for row in range(len(pictures)) if fields and self._is_without_picture(fields, row)]
+        rows = sorted({*(item[i] for i in good), *others})
         if rows:
             values = {name: [fields[name][row] for row in rows] for name in self.fields} if fields else None
             owner = np.searchsorted(rows, [item[i] for i in good])
@@ -242,5 +277,5 @@ class PictureEmbedder:
                 vectors[row] = vector
         return vectors
 
-    def _is_text_enough(self, fields: Mapping[str, Sequence[Any]], row: int) -> bool:
-        return self.is_text_enough([fields[name][row] for name in self.fields])
+    def _is_without_picture(self, fields: Mapping[str, Sequence[Any]], row: int) -> bool:
+        return self.is_without_picture([fields[name][row] for name in self.fields])

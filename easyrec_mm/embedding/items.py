@@ -106,8 +106,8 @@ class _Columns:
     def __init__(self, key: str, path: str, schema: Schema) -> None:
         self.schema = schema
         self.key, self.path = key, path
-        # Whether an item without a path is left out: it may have a text instead.
-        self.needs_path = schema.text is None or (schema.uses_image and not schema.has_no_image_vector)
+        # Whether an item without a path is left out: it may have other contents instead.
+        self.needs_path = not schema.contents or (schema.uses_image and not schema.has_no_image_vector)
         self.names = tuple(dict.fromkeys((key, path, *schema.image_fields())))
         field_names = {field.name for field in schema.fields}
         texts = tuple(Field(name, "string", "", True) for name in (key, path) if name not in field_names)

@@ -7,7 +7,7 @@ a task twice, and writes the same vectors then.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -42,6 +42,7 @@ class SparkEmbedding:
     store          address of the store, with its password
     options        how pictures are embedded
     num_threads    number of threads of a task
+    vector_stores  feature -> URI of the store of its vectors, if it differs from that in the config
     """
 
     img_model_dir: str
@@ -49,10 +50,11 @@ class SparkEmbedding:
     store: str = field(repr=False)
     options: EmbedOptions
     num_threads: int
+    vector_stores: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __call__(self, items: Sequence[Item]) -> TaskReport:
         """Embed items; this runs on a worker."""
-        model = ImageModel(self.img_model_dir, self.runtime, self.num_threads)
+        model = ImageModel(self.img_model_dir, self.runtime, self.num_threads, self.vector_stores)
         with closing(open_store(self.store, writable=True)) as store, StringIO() as bad_list:
             _, written = write_vectors(model, items, store, self.options, bad_list)
             return TaskReport(written, bad_list.getvalue())
@@ -86,8 +88,9 @@ def embed_on_spark(
     with open_list(options.bad_pictures, refused) as bad_list:
         generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, options.dtype)
         tasks = (Task(index, num_tasks).part_of(len(items)) for index in range(num_tasks))
+        stores = [embedding.store, *embedding.vector_stores.values()]
         parts = [items[own.start : own.stop] for own in tasks]
-        reports = run_tasks(session, embedding, parts, [embedding.store])
+        reports = run_tasks(session, embedding, parts, stores)
         bad_list.writelines(report.bad_lines for report in reports)
     written = [report.written for report in reports]
     embedded, unchanged, bad = (

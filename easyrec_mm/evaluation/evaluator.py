@@ -88,7 +88,7 @@ def vectors_of(schema: Schema, checkpoint: str | None) -> VectorStores:
       CheckpointError: if the checkpoint belongs to a model without one of these features.
       StoreError: if a store does not have the vectors.
     """
-    features = schema.stored_features()
+    features = schema.in_stores()
     if checkpoint is None:
         return VectorStores(features)
     trained = {feature.name: tf.Variable(0, dtype=tf.int64) for feature in features}

@@ -90,10 +90,10 @@ class ExportedNetwork:
             image_folder = local_export(image_folder)
             self._image_manifest = read_manifest(image_folder, "image")
             self._image = _session(Path(image_folder) / IMAGE_ONNX, num_threads)
-            self._image_fields = self._image_manifest.schema.image_fields()
+            self._image_fields = self._image_manifest.schema.image_input_fields()
             image_schema = self._image_manifest.schema
             self._onnx_inputs = OnnxInputs(
-                image_schema, load_signatures(image_folder, image_schema) if image_schema.text is not None else {}
+                image_schema, load_signatures(image_folder, image_schema) if image_schema.contents else {}
             )
         self._transform = NumpyTransform(schema.features)
         self._taken = {value.name for value in self._rec.get_inputs()}
@@ -114,7 +114,7 @@ class ExportedNetwork:
           StoreError: if a store does not have them.
         """
         trained = {name: origin_number(values["fingerprint"]) for name, values in self.manifest.vectors.items()}
-        return VectorStores(schema.stored_features(), trained)
+        return VectorStores(schema.in_stores(), trained)
 
     def __call__(self, batch: Batch, kept_fields: dict[str, tf.Tensor]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name, `[S]` or `[S, classes]`.
@@ -147,10 +147,10 @@ class ExportedNetwork:
             vectors[:] = stand_in
         if self._image is None:
             return vectors
-        # K of the images have pictures, or a text in place of them.
+        # K of the images have pictures, or may have other contents in place of them.
         images, item = np.unique(batch.images.link_image.numpy(), return_inverse=True)
         schema = self._image_manifest.schema
-        if schema.text is not None:
+        if schema.contents:
             images, item = np.arange(batch.num_images), batch.images.link_image.numpy()
         if not len(images):
             return vectors
@@ -160,12 +160,18 @@ class ExportedNetwork:
         for name in self._image_fields:
             column = fields[name]
             values[name] = column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
-        inputs = self._onnx_inputs(values, item, len(images))
+        inputs = self._onnx_inputs(values, content_vectors(schema, batch, images), item, len(images))
         if schema.uses_image:
             pixels = batch.pixels.numpy()[batch.images.link_picture.numpy()].astype(np.float32)
             inputs[self._image_manifest.image_input] = pixels
         vectors[images] = self._image.run([IMAGE_VECTOR], inputs)[0]
         return vectors
+
+
+def content_vectors(schema: Schema, batch: Batch, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    """Return the vectors from stores that are contents of these images of a batch, by kind: float32 `[K, numbers]`."""
+    contents = {kind: batch.contents[kind] for kind in schema.stored_contents()}
+    return {kind: of.values.numpy()[of.of_image.numpy()[images]] for kind, of in contents.items()}
 
 
 def padded_vectors(schema: Schema, batch: Batch) -> dict[str, NDArray[np.float32]]:

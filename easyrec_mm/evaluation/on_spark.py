@@ -122,7 +122,7 @@ def predict_on_spark(session: SparkSession, prediction: SparkPrediction, bad_rec
       DataError: if the files cannot be read or hold too many bad records; then no part is left.
     """
     folder = prediction.folder()
-    stored = [feature.store_uri for feature in prediction.schema.stored_features()]
+    stored = [feature.store_uri for feature in prediction.schema.in_stores()]
     reports = run_tasks(session, prediction, range(prediction.num_tasks), stored)
     try:
         for report in reports:

@@ -16,13 +16,13 @@ import tensorflow as tf
 from PIL import ImageOps
 
 from easyrec_mm.config.evaluation import projector_fields
-from easyrec_mm.data.batch import TEXT, InputBatch
+from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.packed_pictures import own_path
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.shown import MOST_NUMBERS
 from easyrec_mm.safe_text import hide_secrets, printable
-from easyrec_mm.schema import Schema, Task
+from easyrec_mm.schema import TEXT, Schema, Task
 
 Array = npt.NDArray[Any]
 # Sides in pixels of a picture among those with labels and predictions, and in the projector.
@@ -31,10 +31,10 @@ LARGE_SIDE, SMALL_SIDE = 96, 48
 
 @dataclass
 class Item:
-    """An item with a picture, or with a text if the model takes no pictures.
+    """An item with a picture, or with another content if the model takes no pictures.
 
     path       of its first picture; "" without one
-    text       its text, in bytes; b"" if the model takes none
+    contents   kind -> its other contents: a text in bytes, a vector as float32 `[numbers]`
     fields     input field -> text of its first sample
     bank_rows  rows of its pictures in the prediction bank
     thumbnail  of its first picture, square
@@ -44,7 +44,7 @@ class Item:
     fields: dict[str, str]
     bank_rows: Array
     thumbnail: PIL.Image.Image
-    text: bytes = b""
+    contents: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,7 +79,7 @@ class _Sums:
 
 
 class ShownItems:
-    """Collects the first items with pictures of each evaluation; those with texts if the model takes no pictures.
+    """Collects the first items with pictures of each evaluation; with other contents if the model takes no pictures.
 
     Args:
       config: its train_config says how many; see num_summary_pictures and num_projector_items.
@@ -139,9 +139,9 @@ class ShownItems:
         """End an evaluation of a model, which still has the evaluated weights."""
         num = len(self._items)
         samples = self._sums.samples[:num]
-        images, texts = self._image_vectors(model), tf.constant([item.text for item in self._items], tf.string)
-        vectors = images if model.parts.text is None else model.parts.of_items(images, texts)
-        weights = model.parts.part_weights(images, texts) if self._items else {}
+        images, contents = self._image_vectors(model), self._contents(model)
+        vectors = model.parts.of_items(images, contents) if model.schema.has_item_vector else None
+        weights = model.parts.part_weights(images, contents) if self._items else {}
         self.collected = Collected(
             items=self._items,
             num_samples=samples.astype(np.int64),
@@ -177,8 +177,8 @@ class ShownItems:
         if self.has_pictures:
             is_shown = images.has_picture.numpy() & (ends > starts)
         else:
-            texts = item.batch.contents[TEXT]
-            is_shown = texts.is_there.numpy()[texts.of_image.numpy()]
+            of_images = [of.is_there.numpy()[of.of_image.numpy()] for of in item.batch.contents.values()]
+            is_shown = np.logical_or.reduce(of_images)
         for image in np.flatnonzero((places < 0) & is_shown).tolist():
             if len(self._items) == self._limit:
                 break
@@ -195,8 +195,23 @@ class ShownItems:
             fields={name: _text(item.kept_fields[name][sample].numpy()) for name in self.fields},
             bank_rows=batch.images.bank_row.numpy()[pictures],
             thumbnail=self._grey() if first is None else self._thumbnail(item, first),
-            text=b" ".join(item.kept_fields[name][sample].numpy() for name in self._texts),
+            contents={kind: self._content(item, kind, image, sample) for kind in batch.contents},
         )
+
+    def _content(self, item: InputBatch, kind: str, image: int, sample: int) -> Any:
+        """Return the content of an image with this first sample."""
+        if kind == TEXT:  # the batch has no text whose vector is in a bank
+            return b" ".join(item.kept_fields[name][sample].numpy() for name in self._texts)
+        contents = item.batch.contents[kind]
+        return contents.values.numpy()[int(contents.of_image[image])]
+
+    def _contents(self, model: MultimodalModel) -> dict[str, tf.Tensor]:
+        """Return the contents of the items by kind, as Contents.values has them."""
+        contents: dict[str, tf.Tensor] = {}
+        for kind, nothing in model.parts.empty().items():
+            values = [item.contents[kind] for item in self._items]
+            contents[kind] = tf.constant(values, nothing.dtype, [len(values), *nothing.shape[1:]])
+        return contents
 
     def _thumbnail(self, item: InputBatch, picture: int) -> PIL.Image.Image:
         """Return the thumbnail of a picture, of its pixels if the batch has them; grey if they were never loaded."""

@@ -8,8 +8,8 @@ trained without the part would lose. Pictures are not encoded again. Legend: S s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 MEAN_PICTURE, OTHER_PICTURE = "picture: the mean of all", "picture: that of another item"
-NO_TEXT, OTHER_TEXT = "item's text: none", "item's text: that of another item"
+NO_CONTENT, OTHER_CONTENT = "none", "that of another item"
 # What all parts and permutations may cost: predictions, and numbers of which metrics and their replicates are made.
 # They take about five and ten seconds of a processor.
 _MAX_PREDICTIONS = 1_000_000
@@ -45,12 +45,12 @@ class Change:
     """The metrics with a part of the input replaced, minus those with the input as it is.
 
     name         what is replaced
-    kind         whether it is the picture, the item's text or a feature
+    kind         whether it is the picture, another content of the item or a feature
     differences  name of a metric -> its difference, with an interval
     """
 
     name: str
-    kind: Literal["picture", "text", "feature"]
+    kind: Literal["picture", "content", "feature"]
     differences: Mapping[str, Difference]
 
 
@@ -84,22 +84,22 @@ class Pictures:
 
     vectors      float32 [I, D], as the rec network takes them
     has_picture  bool [I]
-    images       float32 [I, D], before they are fused with the vectors of texts; None without texts
-    texts        [I]; () without texts
-    has_text     bool [I]; None without texts
+    images       float32 [I, D], before they are fused with the vectors of other contents; None without these
+    others       kind -> [I, ...], the other contents, see other_contents
+    has_other    kind -> bool [I]
     """
 
     vectors: Floats
     has_picture: Bools
     images: Floats | None = None
-    texts: Sequence[str] = ()
-    has_text: Bools | None = None
+    others: Mapping[str, Array] = field(default_factory=dict)
+    has_other: Mapping[str, Bools] = field(default_factory=dict)
 
 
 def most_samples(plan: EvalPlan, schema: Schema) -> int:
     """Return the number of samples with which each part of the input can be replaced once at a reasonable cost."""
-    # The input as it is, two changes of pictures, and two of texts.
-    num_parts = len(feature_sets(schema)) + 3 + 2 * (schema.text is not None)
+    # The input as it is, two changes of pictures, and two of each other content.
+    num_parts = len(feature_sets(schema)) + 3 + 2 * len(schema.contents)
     return max(_LEAST_SAMPLES, _affordable(plan) // num_parts)
 
 
@@ -114,7 +114,7 @@ def ablate(rec: RecPart, samples: Samples, pictures: Pictures | None, plan: Eval
     Args:
       rec: the rec network.
       samples: the samples.
-      pictures: the contents of their items; None for a model without pictures and texts.
+      pictures: the contents of their items; None for a model of items without contents.
       plan: the metrics, and the replicates of the intervals, see explained_plan.
       seed: seed of the permutations.
     """
@@ -167,9 +167,14 @@ def mean_vector(vectors: Floats, item: npt.NDArray[np.int64], is_among: Bools) -
     return total.astype(np.float32)
 
 
+def changed_content(kind: str, how: str) -> str:
+    """Return the name of a change of a kind of content."""
+    return f"item's {kind.replace('_', ' ', 1)}: {how}"
+
+
 def _changed_items(
     model: MultimodalModel, samples: Samples, items: Pictures, seed: int
-) -> Iterator[tuple[Literal["picture", "text"], str, Floats]]:
+) -> Iterator[tuple[Literal["picture", "content"], str, Floats]]:
     """Yield what is changed, its name, and the vectors of items after it; items without that part keep theirs."""
     is_used = np.zeros(len(items.vectors), bool)
     is_used[samples.item] = True
@@ -177,15 +182,22 @@ def _changed_items(
     images = items.vectors if items.images is None else items.images
     if is_among.sum() >= 2:
         mean = np.where(is_among[:, None], mean_vector(images, samples.item, is_among), images)
-        yield "picture", MEAN_PICTURE, item_vectors(model, mean, items.texts)
-        yield "picture", OTHER_PICTURE, item_vectors(model, images[another_item(is_among, seed)], items.texts)
-    has_text = is_used & items.has_text if items.has_text is not None else np.zeros(0, bool)
-    if has_text.any():
-        without = ["" if is_changed else text for text, is_changed in zip(items.texts, has_text, strict=True)]
-        yield "text", NO_TEXT, item_vectors(model, images, without)
-    if has_text.sum() >= 2:
-        others = [items.texts[i] for i in another_item(has_text, seed).tolist()]
-        yield "text", OTHER_TEXT, item_vectors(model, images, others)
+        yield "picture", MEAN_PICTURE, item_vectors(model, mean, items.others)
+        yield "picture", OTHER_PICTURE, item_vectors(model, images[another_item(is_among, seed)], items.others)
+    nothing = model.parts.empty()
+    for kind, values in items.others.items():
+        has_content = is_used & items.has_other[kind]
+        if has_content.any():
+            without = values.copy()
+            without[has_content] = nothing[kind].numpy()
+            yield (
+                "content",
+                changed_content(kind, NO_CONTENT),
+                item_vectors(model, images, {**items.others, kind: without}),
+            )
+        if has_content.sum() >= 2:
+            others = {**items.others, kind: values[another_item(has_content, seed)]}
+            yield "content", changed_content(kind, OTHER_CONTENT), item_vectors(model, images, others)
 
 
 def _permuted(features: Features, members: list[Feature], order: npt.NDArray[np.int64]) -> Features:

@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 PICTURE, TEXT, PICTURE_AND_TEXT = "picture", "item's text", "picture and item's text"
+CONTENTS = "item's contents"
 # The error that is looked for: a share of the difference of the logits, or that much of a logit if it is larger.
 MAX_ERROR_SHARE, MAX_ERROR = 0.01, 0.001
 FIRST_STEPS, MAX_STEPS = 16, 1024
@@ -107,9 +108,11 @@ def attribute(
 
 
 def item_part(schema: Schema) -> str:
-    """Return the name of the part that the vector of an item is: of its picture, its text or both, which are fused."""
-    if schema.text is None:
+    """Return the name of the part that the vector of an item is: of its contents, which are fused."""
+    if not schema.contents:
         return PICTURE
+    if schema.text is None or len(schema.contents) > 1:
+        return CONTENTS
     return PICTURE_AND_TEXT if schema.uses_image else TEXT
 
 

@@ -1,4 +1,4 @@
-"""The contents of items: pictures, loaded once, encoded by the towers of one or several models, and made small; texts.
+"""The contents of items: pictures, loaded once, encoded by the towers of one or several models, and made small; others.
 
 Legend: I items, P distinct pictures, L pairs of an item and one of its pictures, D width of an image vector.
 """
@@ -6,7 +6,7 @@ Legend: I items, P distinct pictures, L pairs of an item and one of its pictures
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,11 @@ import numpy.typing as npt
 import PIL.Image
 import tensorflow as tf
 
-from easyrec_mm.data.batch import has_text
+from easyrec_mm.data.batch import has_content
 from easyrec_mm.data.pictures import PictureLoader
-from easyrec_mm.explain.samples import Item
+from easyrec_mm.explain.samples import Item, is_something
 from easyrec_mm.network.model import MultimodalModel
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import TEXT, Schema
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -28,20 +28,20 @@ Pixels = npt.NDArray[np.uint8]
 # Side of the small picture of an item, in pixels.
 TILE = 48
 _PICTURES_AT_A_TIME = 64
-_TEXTS_AT_A_TIME = 512
+_ITEMS_AT_A_TIME = 512
 _GREY = 128
 
 
 @dataclass(frozen=True)
 class ItemPictures:
-    """What was made of the pictures and texts of items.
+    """What was made of the contents of items.
 
-    vectors       for each model: float32 [I, D], as its rec network takes them: of the picture, the text or both
-    images        float32 [I, D] of the first model: the vectors before they are fused with those of texts
+    vectors       for each model: float32 [I, D], as its rec network takes them: of all contents
+    images        float32 [I, D] of the first model: the vectors before they are fused with those of others
     has_picture   bool [I], whether a picture of the item could be loaded
-    has_text      bool [I], whether the item has a text that is not empty
+    has_other     kind of another content -> bool [I], whether the item has it
     tiles         uint8 [I, TILE, TILE, 3], the first picture that could be loaded; grey without one
-    content       hash of the contents of the item's pictures and of its text, equal for equal ones; b"" without any
+    content       hash of the contents of the item, equal for equal ones; b"" without any
     problems      path of each picture that could not be loaded -> why
     num_pictures  P
     """
@@ -49,7 +49,7 @@ class ItemPictures:
     vectors: tuple[Floats, ...]
     images: Floats
     has_picture: npt.NDArray[np.bool_]
-    has_text: npt.NDArray[np.bool_]
+    has_other: Mapping[str, npt.NDArray[np.bool_]]
     tiles: Pixels
     content: tuple[bytes, ...]
     problems: dict[bytes, str]
@@ -57,8 +57,9 @@ class ItemPictures:
 
     @property
     def has_content(self) -> npt.NDArray[np.bool_]:
-        """Return whether an item has a picture or a text, bool `[I]`."""
-        return self.has_picture | self.has_text
+        """Return whether an item has any content, bool `[I]`."""
+        has_content: npt.NDArray[np.bool_] = np.any([self.has_picture, *self.has_other.values()], axis=0)
+        return has_content
 
 
 class _Distinct:
@@ -77,11 +78,11 @@ class _Distinct:
 
 
 def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader: PictureLoader) -> ItemPictures:
-    """Load each distinct picture of the items once, and encode it and the texts by the towers of each model.
+    """Load each distinct picture of the items once, and encode it and the other contents by the towers of each model.
 
     Args:
       items: the items.
-      models: models of one config, which has pictures or texts.
+      models: models of one config, whose items have contents.
       loader: loads their pictures.
 
     Raises:
@@ -89,7 +90,7 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
     """
     schema = models[0].schema
     distinct = _Distinct(items)
-    num_pictures, texts = len(distinct.paths), [item.text for item in items]
+    num_pictures, others = len(distinct.paths), other_contents(items, schema)
     encode = _encoder(models) if schema.uses_image else None
     vectors = [np.zeros((num_pictures, model.image_width), np.float32) for model in models]
     tiles = np.full((num_pictures, TILE, TILE, 3), _GREY, np.uint8)
@@ -115,29 +116,45 @@ def embed_items(items: Sequence[Item], models: Sequence[MultimodalModel], loader
         for model, of_model in zip(models, vectors, strict=True)
     ]
     return ItemPictures(
-        vectors=tuple(item_vectors(model, of_model, texts) for model, of_model in zip(models, images, strict=True)),
+        vectors=tuple(item_vectors(model, of_model, others) for model, of_model in zip(models, images, strict=True)),
         images=images[0],
         has_picture=has_picture,
-        has_text=has_text(tf.constant(texts, tf.string)).numpy(),
+        has_other={kind: has_content(tf.constant(values)).numpy() for kind, values in others.items()},
         tiles=_of_first(tiles, first),
-        content=_contents(distinct, is_good, hashes, texts),
+        content=_contents(distinct, is_good, hashes, items),
         problems={distinct.paths[picture]: problem for picture, problem in problems.items()},
         num_pictures=num_pictures,
     )
 
 
-def item_vectors(model: MultimodalModel, images: Floats, texts: Sequence[str]) -> Floats:
-    """Return the vectors of items as the rec network takes them, float32 `[I, W]`, of image vectors `[I, D]` and texts.
+def other_contents(items: Sequence[Item], schema: Schema) -> dict[str, Array]:
+    """Return the contents of items other than pictures by kind, `[I, ...]`, as Contents.values has them."""
+    return {
+        kind: np.array([item.contents[kind] for item in items], object)
+        if kind == TEXT
+        else np.array([item.contents[kind] for item in items], np.float32).reshape(len(items), feature.num_numbers)
+        for kind, feature in schema.contents.items()
+    }
+
+
+def item_vectors(model: MultimodalModel, images: Floats, others: Mapping[str, Array]) -> Floats:
+    """Return the vectors of items as the rec network takes them, float32 `[I, W]`.
 
     Of image vectors alone, they are these.
+
+    Args:
+      model: the model.
+      images: image vectors `[I, D]`.
+      others: the result of `other_contents`.
     """
-    if model.parts.text is None:
+    if not model.parts.contents:
         return images
     parts = [np.zeros((0, model.item_width), np.float32)]
-    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
-        end = start + _TEXTS_AT_A_TIME
+    for start in range(0, len(images), _ITEMS_AT_A_TIME):
+        end = start + _ITEMS_AT_A_TIME
         of_part = tf.constant(images[start:end]) if model.image is not None else None
-        parts.append(model.parts.of_items(of_part, tf.constant(texts[start:end], tf.string)).numpy())
+        contents = {kind: tf.constant(values[start:end]) for kind, values in others.items()}
+        parts.append(model.parts.of_items(of_part, contents).numpy())
     return np.concatenate(parts)
 
 
@@ -213,10 +230,18 @@ def _of_first(tiles: Pixels, first: npt.NDArray[np.int64]) -> Pixels:
     return np.where((first >= 0)[:, None, None, None], tiles[first], np.uint8(_GREY))
 
 
+def _hash(content: Any) -> bytes:
+    """Return the hash of a text or a vector; b"" for none."""
+    if not is_something(content):
+        return b""
+    data = content.encode() if isinstance(content, str) else np.asarray(content).tobytes()
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
 def _contents(
-    distinct: _Distinct, is_good: npt.NDArray[np.bool_], hashes: list[bytes], texts: Sequence[str]
+    distinct: _Distinct, is_good: npt.NDArray[np.bool_], hashes: list[bytes], items: Sequence[Item]
 ) -> tuple[bytes, ...]:
-    contents = [hashlib.blake2b(text.encode(), digest_size=16).digest() if text else b"" for text in texts]
+    contents = [b"".join(_hash(content) for content in item.contents.values()) for item in items]
     for item, picture in zip(distinct.link_item.tolist(), distinct.link_picture.tolist(), strict=True):
         if is_good[picture]:
             contents[item] += hashes[picture]

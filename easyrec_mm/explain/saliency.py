@@ -12,7 +12,7 @@ Legend: P pictures of an item, h x w places of a map, F channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -60,7 +60,7 @@ def saliency(
     category: int,
     task: str,
     class_index: int = 0,
-    text: str = "",
+    contents: Mapping[str, Any] | None = None,
 ) -> Saliency:
     """Compute the saliency of pictures for one sample.
 
@@ -71,7 +71,7 @@ def saliency(
       category: the id that the image tower takes in addition.
       task: name of the task.
       class_index: the class whose logit it is; 0 for a task without classes.
-      text: the text of the item, if the model takes one.
+      contents: the other contents of the item by kind, if the model takes some.
     """
     tower, item = model.image_side()
     method = _method(tower)
@@ -84,8 +84,7 @@ def saliency(
         vectors = tower.vectors(tower.pooled(mapped, x))
         pooled = item.pooled(vectors, tf.zeros([len(pixels)], tf.int32), 1) if len(pixels) > 1 else vectors
         vector = item(pooled, tf.constant([True]), training=False)
-        if model.schema.text is not None:
-            vector = model.parts.of_items(vector, tf.constant([text]))
+        vector = model.parts.of_items(vector, {kind: tf.constant([value]) for kind, value in (contents or {}).items()})
         logits, _ = model.rec(features, vector, training=False)
         logit = logits[task][0, class_index]
     explained = x if method == "gradient of pixels" else _finest_enough(noted)

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from easyrec_mm.data.batch import IMAGE, TEXT, Batch, InputBatch
+from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.vector_bank import NO_BANKS, Plan, VectorBank
 from easyrec_mm.evaluation.evaluator import as_arrays
 from easyrec_mm.evaluation.plan import EvalPlan
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import IMAGE, TEXT, Schema
 from easyrec_mm.stable_hash import Hashes, hash_array, mix, seeded
 
 Array = npt.NDArray[Any]
@@ -49,19 +49,24 @@ class Item:
     paths     one path, several, or none
     category  id that the image tower takes in addition to the picture; 0 if it takes none
     field     value of the field by which items are told apart on pages; "" without one
-    text      its text, if the model takes one
+    contents  kind -> its other contents: a text, a vector as float32 `[numbers]`
     """
 
     key: int
     paths: tuple[bytes, ...]
     category: int
     field: str
-    text: str = ""
+    contents: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """Return its text; "" without one."""
+        return str(self.contents.get(TEXT, ""))
 
     @property
     def size(self) -> int:
-        """Return how much of the limit of pictures it takes; an item with a text alone takes as much as a picture."""
-        return max(len(self.paths), bool(self.text))
+        """Return how much of the limit of pictures it takes; an item without a picture takes as much as one."""
+        return max(len(self.paths), any(is_something(content) for content in self.contents.values()))
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,7 @@ class _Items:
         texts = [""] * len(keys)
         if self._shown_field:
             texts = [as_text(value) for value in tf.gather(item.kept_fields[self._shown_field], first).numpy()]
-        contents = _texts_of_images(item.batch)
+        contents = _contents_of_images(item.batch)
         for key, pictures, text, content in zip(keys, paths, texts, contents, strict=True):
             number = int(category[pictures[0]]) if pictures else 0
             yield Item(key, tuple(item.picture_path[picture] for picture in pictures), number, text, content)
@@ -215,7 +220,7 @@ class _Items:
             self._items = {item.key: item for item in self.kept()}
 
     def kept(self) -> list[Item]:
-        """Return the chosen items by ascending hash; each has a picture or a text."""
+        """Return the chosen items by ascending hash; each has a picture or another content."""
         items = list(self._items.values())
         hashes = _hashes(np.array([item.key for item in items], np.int64).view(np.uint64))
         order = np.argsort(hashes, kind="stable")
@@ -363,13 +368,18 @@ class _Chosen(_Pieces):
         return added
 
 
-def _texts_of_images(batch: Batch) -> list[str]:
-    """Return the text of each image of a batch, which encodes all of its texts: `[U]`."""
-    if TEXT not in batch.contents:
-        return [""] * batch.num_images
-    texts = batch.contents[TEXT]
-    of_images = tf.gather(tf.gather(texts.values, tf.argsort(texts.encoded)), texts.of_image)
-    return [as_text(text) for text in of_images.numpy()]
+def is_something(content: Any) -> bool:
+    """Return whether a content is something: a text that is not empty, numbers that are not all 0."""
+    return bool(content) if isinstance(content, str) else bool(np.any(content))
+
+
+def _contents_of_images(batch: Batch) -> list[dict[str, Any]]:
+    """Return the contents, other than pictures, of each image of a batch, which encodes all of them: `[U]`."""
+    columns: dict[str, list[Any]] = {}
+    for kind, contents in batch.contents.items():
+        values = tf.gather(tf.gather(contents.values, tf.argsort(contents.encoded)), contents.of_image).numpy()
+        columns[kind] = [as_text(value) if isinstance(value, bytes) else value for value in values]
+    return [{kind: column[i] for kind, column in columns.items()} for i in range(batch.num_images)]
 
 
 def as_text(value: bytes | float) -> str:

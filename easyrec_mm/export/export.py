@@ -124,8 +124,9 @@ def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
     if settings.HasField("descriptors"):
         grids = settings.descriptors
         architecture["descriptors"] = (grids.colour_grid, grids.colour_bins, grids.edge_grid)
-    if model.parts.text is not None:
-        architecture["text"] = model.parts.text.encoder.source
+    for kind, part in model.parts.contents.items():
+        architecture[kind] = part.tower.encoder.source
+    if model.parts.contents:
         architecture["fusion"] = type(model.parts.fusion).__name__
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name, weight in sorted(model.weights().items()):

@@ -24,8 +24,7 @@ from easyrec_mm.export.ordered_sets import ordered_sets
 from easyrec_mm.export.parts import image_vectors
 from easyrec_mm.features.code_feature import CodeFeature
 from easyrec_mm.features.feature import Feature
-from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE, TEXT_TOKENS
-from easyrec_mm.network.item import TEXT_PREFIX
+from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE, prepared_name
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.rec import task_outputs
 
@@ -39,8 +38,9 @@ _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(
 def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> str:
     """Write image.onnx: pixels float32 `[N, H, W, C]` -> `img_emb_vector` float32 `[K, D]`.
 
-    Additional inputs, if the towers take them: ids int64 `[K]` under the name of the category feature, tokens of texts
-    int32 `[K, ...]`, and `picture_item` (export/parts.py). Returns "", or the reason if they cannot be converted.
+    Additional inputs, if the towers take them: ids int64 `[K]` under the name of the category feature, prepared
+    contents `[K, ...]` (manifest.py), and `picture_item` (export/parts.py). Returns "", or the reason if they cannot be
+    converted.
     """
     try:
         content = _image_network(model, image_input).SerializeToString()
@@ -60,17 +60,21 @@ def _image_network(model: MultimodalModel, image_input: str) -> onnx.ModelProto:
         specs[schema.category.name] = tf.TensorSpec([None], tf.int64)
     if schema.has_picture_item:
         specs[PICTURE_ITEM] = tf.TensorSpec([None], tf.int64)
-    if model.parts.text is not None:
-        specs[TEXT_TOKENS] = tf.TensorSpec([None, *model.parts.text.encoder.token_shape], tf.int32)
+    contents = {prepared_name(schema, kind): part for kind, part in model.parts.contents.items()}
+    for name, part in contents.items():
+        encoder = part.tower.encoder
+        specs[name] = tf.TensorSpec([None, *encoder.prepared_shape], encoder.prepared_dtype)
 
     def vectors(*tensors: tf.Tensor) -> tf.Tensor:
         inputs = dict(zip(specs, tensors, strict=True))
         category = inputs[schema.category.name] if schema.category else None
-        images, tokens, item = None, inputs.get(TEXT_TOKENS), inputs.get(PICTURE_ITEM)
+        images, item = None, inputs.get(PICTURE_ITEM)
+        prepared = {part.kind: inputs[name] for name, part in contents.items()}
         if schema.uses_image:
-            num_items = None if tokens is None or item is None else tf.shape(tokens, tf.int64)[0]
+            first = next(iter(prepared.values()), None)
+            num_items = None if first is None or item is None else tf.shape(first, tf.int64)[0]
             images = image_vectors(model, inputs[image_input], category, item, num_items)
-        return images if tokens is None else model.parts.of_tokens(images, tokens)
+        return model.parts.of_prepared(images, prepared)
 
     numbered = [tf.TensorSpec(s.shape, s.dtype, name=f"input_{i}") for i, s in enumerate(specs.values())]
     network = _convert(vectors, numbered)
@@ -215,8 +219,8 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Path) -> None:
     """Replace the inputs `rows:*` by lookups of ids in tables; the ids become inputs."""
-    # Not those of the item's text, whose vectors are computed before.
-    tables = {name: table for name, table in model.tables().items() if not name.startswith(TEXT_PREFIX)}
+    # Not those of an item's contents, whose vectors are computed before.
+    tables = {name: table for name, table in model.tables().items() if model.parts.part_of(name) is None}
     inputs = {value.name: value for value in graph.input}
     nodes: list[onnx.NodeProto] = []
     with path.open("wb") as file:

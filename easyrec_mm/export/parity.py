@@ -25,7 +25,7 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import load_signatures
 from easyrec_mm.embedding.onnx_inputs import OnnxInputs
 from easyrec_mm.errors import ExportError
-from easyrec_mm.evaluation.exported import padded_vectors
+from easyrec_mm.evaluation.exported import content_vectors, padded_vectors
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.export import parts
@@ -140,7 +140,7 @@ class _Ways:
         self._of_constants = FeatureTransform(
             [f for f in schema.features if not self._constants.keys().isdisjoint(f.inputs)]
         )
-        self._feature_fields, self._image_fields = tuple(schema.model_fields()), schema.image_fields()
+        self._feature_fields, self._image_fields = tuple(schema.model_fields()), schema.image_input_fields()
         self._inputs = tuple(schema.input_fields())
         self._bool_fields = {field.name for field in schema.fields if field.dtype == "bool"}
         self.fields = tuple(dict.fromkeys((*self._feature_fields, *self._image_fields)))
@@ -165,8 +165,10 @@ class _Ways:
         }
         features = {name: fields[name] for name in self._feature_fields}
         vectors = parts.vector_inputs(self._schema, batch.features)
-        shown = ShownItems.of(batch, picture_path, self._schema.text is not None)
+        shown = ShownItems.of(batch, picture_path, bool(self._schema.contents))
         side_inputs = {name: tf.gather(fields[name], shown.first_sample) for name in self._image_fields}  # [K]
+        of_items = self._vectors_of_items(batch, shown.images)
+        side_inputs |= of_items
         if self._schema.has_picture_item:
             side_inputs[manifest.PICTURE_ITEM] = tf.constant(shown.item)
         image = self._image[manifest.DEFAULT](**self._pictures_input(shown.pixels), **side_inputs)
@@ -180,8 +182,15 @@ class _Ways:
             vector = tf.gather(of_images, batch.sample_image)
             yield way, _arrays(self._rec[manifest.VECTOR](**rec_inputs, **{manifest.IMAGE_VECTOR: vector}))
         of_total = {name: fields[name] for name in dict.fromkeys((*self._inputs, *self._image_fields))}
-        yield TOTAL, self._run_total(batch, {**of_total, **vectors}, shown)
-        yield ONNX, self._run_onnx(batch, features, self._onnx_vectors(image, side_inputs, shown), shown)
+        of_samples = self._vectors_of_items(batch, batch.sample_image.numpy())
+        yield TOTAL, self._run_total(batch, {**of_total, **vectors, **of_samples}, shown)
+        yield ONNX, self._run_onnx(batch, features, self._onnx_vectors(batch, image, side_inputs, shown), shown)
+
+    def _vectors_of_items(self, batch: Batch, images: np.ndarray) -> dict[str, tf.Tensor]:
+        """Return the vectors from stores that are contents of these images, as inputs by name."""
+        features = self._schema.stored_contents()
+        of_kinds = content_vectors(self._schema, batch, images)
+        return {features[kind].vector_key: tf.constant(values) for kind, values in of_kinds.items()}
 
     def _pictures_input(self, pictures: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return the input for pictures by its name; {} if the models take none."""
@@ -205,7 +214,7 @@ class _Ways:
         if len(shown.images) == shown.num_images:
             return values
         _, items = self._model.image_side()
-        no_image = tf.convert_to_tensor(items.nothing)[None]
+        no_image = items.in_place()[None]
         stand_in = parts.vector_text(no_image) if values.dtype == tf.string else no_image
         row = np.full(shown.num_images, len(shown.images), np.int32)
         row[shown.images] = np.arange(len(shown.images))
@@ -251,7 +260,7 @@ class _Ways:
         return tf.constant(contents)
 
     def _onnx_vectors(
-        self, image: dict[str, tf.Tensor], side_inputs: dict[str, tf.Tensor], shown: ShownItems
+        self, batch: Batch, image: dict[str, tf.Tensor], side_inputs: dict[str, tf.Tensor], shown: ShownItems
     ) -> tf.Tensor | np.ndarray:
         """Return the vectors `[K, D]` of ONNX Runtime, or those of the SavedModel if image.onnx was not written."""
         if self._image_onnx is None:
@@ -259,11 +268,12 @@ class _Ways:
         if self._schema.uses_image and not shown.paths:
             return image[manifest.IMAGE_VECTOR]  # not all kernels of ONNX Runtime take nothing
         fields = {name: _values(value) for name, value in side_inputs.items() if name in self._image_fields}
-        image_inputs = self._onnx_inputs(fields, shown.item, len(shown.images))
+        vectors = content_vectors(self._schema, batch, shown.images)
+        image_inputs = self._onnx_inputs(fields, vectors, shown.item, len(shown.images))
         if self._schema.uses_image:
             image_inputs[self._image_input] = shown.pixels.numpy()
-        vectors: np.ndarray = self._image_onnx.run([manifest.IMAGE_VECTOR], image_inputs)[0]
-        return vectors
+        made: np.ndarray = self._image_onnx.run([manifest.IMAGE_VECTOR], image_inputs)[0]
+        return made
 
     def _run_onnx(
         self, batch: Batch, features: dict[str, tf.Tensor], vectors: tf.Tensor | np.ndarray, shown: ShownItems

@@ -12,16 +12,18 @@ A feature whose vectors are in a store takes these instead of its key, float32 `
 "_vector". A sequence of such features takes `[S, L, numbers]`, and under "_length" the number of vectors per sample,
 int64 `[S]`.
 
-An image tower that uses the item's category takes its field in addition to the pictures, and a text tower the fields
-of the text; the image vector is then the vector of the item, made of both. A tower for several pictures per item also
-takes `picture_item`, int64 `[N]`: the item of each picture, from 0; image vectors are then `[K, D]`. So does one for
-items that may have a text and no picture. Without it, each picture is an item. If items may have no picture, empty
-contents of a file stand for no picture. A model of texts alone takes no pictures.
+An image tower that uses the item's category takes its field in addition to the pictures, and towers of other contents,
+such as texts, their fields; the image vector is then the vector of the item, made of all. Vectors of items that are in
+a store are taken as the rec model takes those of samples, float32 `[K, numbers]`. A tower for several pictures per item
+also takes `picture_item`, int64 `[N]`: the item of each picture, from 0; image vectors are then `[K, D]`. So does one
+for items that may have other contents and no picture. Without it, each picture is an item. If items may have no
+picture, empty contents of a file stand for no picture. A model without pictures takes none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -38,8 +40,7 @@ from easyrec_mm.manifest import (
     IMAGE_VECTOR,
     PICTURE_ITEM,
     PIXELS,
-    TEXT_TOKENS,
-    TOKENS,
+    PREPARED,
     VECTOR,
 )
 from easyrec_mm.network.model import MultimodalModel
@@ -71,7 +72,7 @@ def image_part(model: MultimodalModel, image_input: str) -> Part:
       model: the trained network, in float32.
       image_input: name of the input: pixels float32 `[N, H, W, C]`, 0-255, RGB; in the signature "encoded", the
         contents of picture files, string `[N]`. The signature "decode" returns the pixels of files, uint8, and
-        "tokens" the tokens of texts, of which the ONNX model computes vectors.
+        those of PREPARED what the ONNX model takes of other contents, such as the tokens of texts.
     """
     image = model.schema.image
     items = _Items(model, image_input)
@@ -79,16 +80,16 @@ def image_part(model: MultimodalModel, image_input: str) -> Part:
     def outputs(vector: tf.Tensor) -> dict[str, tf.Tensor]:
         return {IMAGE_TEXT: vector_text(vector), IMAGE_VECTOR: vector}
 
-    side_specs = {**_specs(model.schema, model.schema.image_fields()), **items.item_spec}
     functions: Functions = {
-        DEFAULT: (lambda **inputs: outputs(items.of_pixels(inputs)), {**items.pixel_spec, **side_specs}),
-        ENCODED: (lambda **inputs: outputs(items.of_contents(inputs)), {**items.content_spec, **side_specs}),
+        DEFAULT: (lambda **inputs: outputs(items.of_pixels(inputs)), {**items.pixel_spec, **items.side_specs}),
+        ENCODED: (lambda **inputs: outputs(items.of_contents(inputs)), {**items.content_spec, **items.side_specs}),
     }
     if model.schema.uses_image:
         functions[DECODE] = lambda **inputs: {PIXELS: decode_pictures(inputs[image_input], image)}, items.content_spec
-    if model.schema.text is not None:
-        of_text = _specs(model.schema, model.schema.text.inputs)
-        functions[TOKENS] = lambda **inputs: {TEXT_TOKENS: items.tokens(inputs)}, of_text
+    for kind, feature in model.schema.contents.items():
+        if kind in PREPARED:
+            signature, name = PREPARED[kind]
+            functions[signature] = items.preparation(kind, name), _specs(model.schema, feature.inputs)
     return _part(model, ("image/",), functions, items.transform)
 
 
@@ -135,8 +136,7 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
     specs = {
         **field_specs(schema),
         **vector_specs(schema),
-        **_specs(schema, schema.image_fields()),
-        **items.item_spec,
+        **items.side_specs,
     }
     functions: Functions = {
         DEFAULT: (lambda **inputs: outputs(inputs, items.of_pixels(inputs)), {**specs, **items.pixel_spec}),
@@ -254,25 +254,29 @@ class _Items:
     def __init__(self, model: MultimodalModel, image_input: str) -> None:
         self._model, self._schema, self._input = model, model.schema, image_input
         schema = model.schema
-        self.transform = FeatureTransform([f for f in (schema.category, schema.text) if f is not None])
+        self.transform = FeatureTransform([*([schema.category] if schema.category else []), *schema.contents.values()])
         image = schema.image
         shape = [None, image.height, image.width, image.channels]
         self.pixel_spec = {image_input: tf.TensorSpec(shape, tf.float32)} if schema.uses_image else {}
         self.content_spec = {image_input: tf.TensorSpec([None], tf.string)} if schema.uses_image else {}
-        self.item_spec = {PICTURE_ITEM: tf.TensorSpec([None], tf.int64)} if schema.has_picture_item else {}
+        of_contents = [(f.vector_key, f.num_numbers) for f in schema.stored_contents().values()]
+        self.side_specs = {
+            **_specs(schema, schema.image_input_fields()),
+            **{name: tf.TensorSpec([None, width], tf.float32) for name, width in of_contents},
+            **({PICTURE_ITEM: tf.TensorSpec([None], tf.int64)} if schema.has_picture_item else {}),
+        }
 
     def of_pixels(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Return the vectors for pixels float32 `[N, H, W, C]`, 0-255, and the other inputs."""
-        category, texts = self._side(inputs)
+        category, contents = self._side(inputs)
         images = None
         if self._schema.uses_image:
-            item = inputs.get(PICTURE_ITEM)
-            num_items = (
-                None if item is None or texts is None else tf.maximum(_num_items(item), tf.size(texts, tf.int64))
-            )
+            item, num_items = inputs.get(PICTURE_ITEM), None
+            if item is not None and contents:
+                num_items = _most([_num_items(item), *_numbers(contents)])
             may_be_empty = num_items is not None
             images = image_vectors(self._model, inputs[self._input], category, item, num_items, may_be_empty)
-        return item_vectors(self._model, images, texts)
+        return item_vectors(self._model, images, contents)
 
     def of_contents(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Return the vectors for contents of picture files, string `[N]`, and the other inputs."""
@@ -280,45 +284,52 @@ class _Items:
             if self._schema.uses_image:
                 inputs = {**inputs, self._input: decode_pictures(inputs[self._input], self._schema.image)}
             return self.of_pixels(inputs)
-        contents, item = inputs[self._input], inputs.get(PICTURE_ITEM)
-        category, texts = self._side(inputs)
-        num_items = tf.size(contents, tf.int64) if item is None else _num_items(item)
-        if texts is not None:
-            num_items = tf.maximum(num_items, tf.size(texts, tf.int64))
+        files, item = inputs[self._input], inputs.get(PICTURE_ITEM)
+        category, contents = self._side(inputs)
+        num_items = _most([tf.size(files, tf.int64) if item is None else _num_items(item), *_numbers(contents)])
         item = tf.range(num_items) if item is None else item
-        is_picture = tf.not_equal(contents, "")
-        pixels = decode_pictures(tf.boolean_mask(contents, is_picture), self._schema.image)
+        is_picture = tf.not_equal(files, "")
+        pixels = decode_pictures(tf.boolean_mask(files, is_picture), self._schema.image)
         item = tf.boolean_mask(item, is_picture)
         images = image_vectors(self._model, pixels, category, item, num_items, may_be_empty=True)
-        return item_vectors(self._model, images, texts)
+        return item_vectors(self._model, images, contents)
 
-    def tokens(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Return the tokens of the texts of items, int32 `[K, ...]`."""
-        if self._schema.text is None or self._model.parts.text is None:
-            raise ValueError("items have no text")
-        fields, _ = broadcast_fields(self._schema, inputs, tf.constant(1))
-        return self._model.parts.text.tokens(
-            self._schema.text.values(fields, self.transform.back_end)[self._schema.text.name]
-        )
+    def preparation(self, kind: str, name: str) -> Callable[..., dict[str, tf.Tensor]]:
+        """Return what prepares the contents of a kind: fields -> under the name, `[K, ...]`, see ContentEncoder."""
+        feature, encoder = self._schema.contents[kind], self._model.parts.contents[kind].tower.encoder
 
-    def _side(self, inputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """Return ids of categories, int64 `[K]` or `[1]`, and texts, string `[K]` or `[1]`, each None without such."""
+        def prepare(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            fields, _ = broadcast_fields(self._schema, inputs, tf.constant(1))
+            return {name: encoder.prepare(feature.values(fields, self.transform.back_end)[feature.name])}
+
+        return prepare
+
+    def _side(self, inputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor | None, dict[str, tf.Tensor]]:
+        """Return ids of categories, int64 `[K]`, and contents by kind, `[K, ...]`; K may be 1 in each, for all items.
+
+        Without a category, its ids are None.
+        """
         if not self._schema.image_fields():
-            return None, None
-        field_inputs = {name: inputs[name] for name in self._schema.image_fields()}
+            return None, {}
+        field_inputs = {name: inputs[name] for name in self._schema.image_input_fields()}
         fields, _ = broadcast_fields(self._schema, field_inputs, tf.constant(1))
         values = self.transform(fields)
-        category, text = self._schema.category, self._schema.text
-        return values[category.name] if category else None, values[text.name] if text else None
+        category = self._schema.category
+        contents = {
+            kind: values[feature.name] if feature.stored is None else inputs[feature.vector_key]
+            for kind, feature in self._schema.contents.items()
+        }
+        return values[category.name] if category else None, contents
 
 
-def item_vectors(model: MultimodalModel, images: tf.Tensor | None, texts: tf.Tensor | None) -> tf.Tensor:
-    """Return the vectors of items, float32 `[K, I]`, given their image vectors and texts; either may be one for all."""
-    if images is not None and texts is not None:
-        num_items = tf.maximum(tf.shape(images)[0], tf.size(texts))
-        images = tf.broadcast_to(images, [num_items, model.image_width])
-        texts = tf.broadcast_to(texts, [num_items])
-    return model.parts.of_items(images, texts)
+def item_vectors(model: MultimodalModel, images: tf.Tensor | None, contents: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Return the vectors of items, float32 `[K, I]`, given their image vectors and other contents; each may be one."""
+    parts = [*([] if images is None else [images]), *contents.values()]
+    if len(parts) > 1:
+        num_items = _most([tf.shape(part)[0] for part in parts])
+        contents = {kind: _broadcast(values, num_items) for kind, values in contents.items()}
+        images = None if images is None else tf.broadcast_to(images, [num_items, model.image_width])
+    return model.parts.of_items(images, contents)
 
 
 def image_vectors(
@@ -353,6 +364,18 @@ def image_vectors(
     vectors = tower(pixels, category, training=False, may_be_empty=may_be_empty)
     num_pictures_of = tf.math.unsorted_segment_sum(tf.ones_like(item), item, num_items)
     return items(items.pooled(vectors, item, num_items), num_pictures_of > 0, training=False)
+
+
+def _broadcast(values: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    return tf.broadcast_to(values, [number, *values.shape[1:]])
+
+
+def _numbers(contents: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+    return [tf.shape(values, tf.int64)[0] for values in contents.values()]
+
+
+def _most(numbers: Sequence[tf.Tensor]) -> tf.Tensor:
+    return functools.reduce(tf.maximum, numbers)
 
 
 def _num_items(item: tf.Tensor) -> tf.Tensor:

@@ -27,7 +27,7 @@ def sample_request(data: DatasetConfig, schema: Schema, path: str, vectors: Vect
     Raises:
       DataError: if the data cannot be read.
     """
-    fields = tuple(dict.fromkeys([*schema.request_fields(), *_texts(schema)]))
+    fields = tuple(dict.fromkeys([*schema.request_fields(), *_of_contents(schema)]))
     inputs = Input(data, schema, path, "eval_input_path", BadRecords(None, 1.0), kept_fields=fields, vectors=vectors)
     groups = (group for _, _, group in inputs.source.texts() if isinstance(group, TextGroup) and group.size)
     return {"instances": [_instance(schema, group) for group in islice(groups, _NUM_INSTANCES)]}
@@ -35,11 +35,11 @@ def sample_request(data: DatasetConfig, schema: Schema, path: str, vectors: Vect
 
 def _instance(schema: Schema, group: TextGroup) -> dict[str, Any]:
     """Return the values of the first sample of a group, as JSON has them, and the key of its picture."""
-    names = dict.fromkeys([*schema.request_fields(), *_texts(schema)])
+    names = dict.fromkeys([*schema.request_fields(), *_of_contents(schema)])
     values: dict[str, Any] = {name: schema.field(name).value(group.values[name][0]) for name in names}
     return {**values, schema.image.field: group.image.decode()} if schema.image.field else values
 
 
-def _texts(schema: Schema) -> tuple[str, ...]:
-    """Return the fields of the item's text: a server that computes missing vectors takes them, others ignore them."""
-    return schema.text.inputs if schema.text is not None else ()
+def _of_contents(schema: Schema) -> tuple[str, ...]:
+    """Return the fields of the item's contents: a server that computes missing vectors takes them, others do not."""
+    return tuple(name for feature in schema.contents.values() for name in feature.inputs)

@@ -15,7 +15,7 @@ class ShownItems:
     """The items of a batch, with their pictures sorted by item, as the exported models take them.
 
     num_images     U
-    images         int [K]: the images that have pictures; if items have a text, all of them
+    images         int [K]: the images that have pictures; if items have other contents, all of them
     first_sample   int [K]: the first sample of each
     pixels         float32 [N, H, W, C]
     item           int64 [N]: which of the K images each picture belongs to
@@ -30,11 +30,11 @@ class ShownItems:
     paths: list[bytes]
 
     @staticmethod
-    def of(batch: Batch, picture_path: list[bytes], has_text: bool) -> ShownItems:
-        """Return the items of a batch in which all pictures have pixels, and whose items have a text or not."""
+    def of(batch: Batch, picture_path: list[bytes], has_contents: bool) -> ShownItems:
+        """Return the items of a batch in which all pictures have pixels, and whose items have other contents or not."""
         link_picture, link_image = batch.images.link_picture, batch.images.link_image.numpy()
         images, item = np.unique(link_image, return_inverse=True)
-        if has_text:
+        if has_contents:
             images, item = np.arange(batch.num_images), link_image
         sample_image = batch.sample_image.numpy()
         return ShownItems(

@@ -92,7 +92,7 @@ class Feature(ABC):
         """
 
     def keys(self, fields: Mapping[str, Any], back_end: BackEnd) -> Any:
-        """Return the values by which rows of its table, or vectors of its store, are looked up: `[S]`, or lists."""
+        """Return the values by which rows of its table, vectors or contents are looked up: `[S]`, or lists."""
         return fields[self.inputs[0]]
 
     def without_password(self) -> Feature:
@@ -150,7 +150,7 @@ class Feature(ABC):
 
 
 def text_keys(feature: Feature, fields: Mapping[str, Any], back_end: BackEnd) -> Any:
-    """Return the texts by which the vectors of a feature are looked up in its store: `[S]`, or lists."""
+    """Return the texts by which vectors or contents of items are told apart and looked up: `[S]`, or lists."""
     keys = feature.keys(fields, back_end)
     return keys if feature.is_list else back_end.texts(keys)
 

@@ -31,6 +31,9 @@ class TextFeature(Feature):
         """Return the text of an item with these values of fields."""
         return " ".join(fields[name] for name in self.inputs)
 
+    def keys(self, fields: Mapping[str, Any], back_end: BackEnd) -> Any:
+        return self.values(fields, back_end)[self.name]
+
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
         texts = [fields[name] for name in self.inputs]
         return {self.name: texts[0] if len(texts) == 1 else back_end.join(texts, " ")}

@@ -97,8 +97,8 @@ class TypedGroups:
         if schema.image.field:
             self.columns += (schema.image.field,)
         # Field -> separators that split its values as text, for values that may be lists or lists of lists.
-        self._separators = {name: [*f.separators] for f in schema.features for name in f.inputs if f.separators}
-        self._vectors = {name for f in schema.features for name in f.inputs if f.num_numbers > 1 and not f.stored}
+        self._separators = {name: [*f.separators] for f in schema.all_features() for name in f.inputs if f.separators}
+        self._vectors = {name for f in schema.all_features() for name in f.inputs if f.num_numbers > 1 and not f.stored}
 
     @property
     def dtypes(self) -> dict[str, Dtype]:

@@ -5,16 +5,16 @@ Shapes: U images, D width of the image vector.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import keras
 import tensorflow as tf
 from google.protobuf.message import Message
 
 from easyrec_mm.config.image import PLACE, backbone_name, image_losses
+from easyrec_mm.config.item import is_joint
 from easyrec_mm.data.batch import Images
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.network.content import ContentOfItems, Encoded
 from easyrec_mm.network.layers.augmentation import Augmentation
 from easyrec_mm.network.layers.backbones import BackboneError, named_backbone, preset_backbone
 from easyrec_mm.network.layers.batch_norm import BatchNorm
@@ -22,7 +22,7 @@ from easyrec_mm.network.layers.descriptors import Descriptors
 from easyrec_mm.network.layers.dnn import DNN, Highway
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
 from easyrec_mm.network.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
-from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
+from easyrec_mm.network.layers.image_tower import POSITIONS, ImageTower, TowerOptions
 from easyrec_mm.network.layers.item_image import ItemImage
 from easyrec_mm.network.rec import build_dnn
 from easyrec_mm.protos.image_pb2 import (
@@ -34,7 +34,7 @@ from easyrec_mm.protos.image_pb2 import (
     MultiSimilarityImageLoss,
 )
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import TEXT, Schema
 from easyrec_mm.weights.catalog import preset_location
 
 
@@ -78,7 +78,7 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
     backbone = build(source, shape, dtype, settings.feature_layer, settings.min_map_size)
     category = schema.category
     options = TowerOptions(
-        pooling=ImgModel.Pooling.Name(settings.pooling),
+        pooling=POSITIONS if is_joint(network) else ImgModel.Pooling.Name(settings.pooling),
         num_categories=category.num_rows if category else 0,
         category_dim=category.width if category else 0,
         attention_places=ImgModel.AttentionPlaces.Name(settings.category_attention),
@@ -91,7 +91,8 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
         rematerialize=settings.rematerialize,
         micro_batch=settings.image_micro_batch,
     )
-    return ImageTower(backbone, shape, settings.num_classes, head, dtype, options)
+    projection = 0 if is_joint(network) else settings.num_classes
+    return ImageTower(backbone, shape, projection, head, dtype, options)
 
 
 def _augmentation(config: EasyRecConfig) -> Augmentation | None:
@@ -110,18 +111,10 @@ def _descriptors(settings: ImgModel) -> Descriptors | None:
     return Descriptors(descriptors.colour_grid, descriptors.colour_bins, descriptors.edge_grid)
 
 
-def item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:
-    """Build the layer that makes the vector of an item from the vectors of its pictures, each of length `width`."""
+def item_image(settings: ImgModel, tower: ImageTower, seed: int) -> ItemImage:
+    """Build the layer that makes the vector of an item from the vectors of its pictures, which are those of a tower."""
     pooling = ImagePooling.Name(settings.image_pooling) if settings.image_separator else ""
-    return ItemImage(width, pooling, settings.no_image_vector, settings.modality_dropout, seed)
-
-
-class TextsOfImages(NamedTuple):
-    """The texts of U images: vectors float32 `[U, W]`, keys int64 `[U]`, and whether they are there, bool `[U]`."""
-
-    vectors: tf.Tensor
-    key: tf.Tensor
-    is_there: tf.Tensor
+    return ItemImage(tower.width, pooling, settings.no_image_vector, settings.modality_dropout, seed, tower.length)
 
 
 class ImageLosses:
@@ -148,10 +141,9 @@ class ImageLosses:
         for layer in self.layers:
             layer.build((None, width))
 
-    def __call__(
-        self, vectors: tf.Tensor, images: Images, texts: TextsOfImages | None, training: bool
-    ) -> dict[str, tf.Tensor]:
-        """Return the weighted losses by name, for image vectors `[U, D]`, and the texts of the images, if any."""
+    def __call__(self, vectors: tf.Tensor, images: Images, contents: Encoded, training: bool) -> dict[str, tf.Tensor]:
+        """Return the weighted losses by name, for image vectors `[U, D]`, and the other contents of the images."""
+        texts = contents.get(TEXT)
         losses: dict[str, tf.Tensor] = {}
         if self._losses and self._replicas.num > 1:
             vectors, images, texts = self._of_all(vectors, images, texts)
@@ -173,8 +165,8 @@ class ImageLosses:
         return losses
 
     def _of_all(
-        self, vectors: tf.Tensor, images: Images, texts: TextsOfImages | None
-    ) -> tuple[tf.Tensor, Images, TextsOfImages | None]:
+        self, vectors: tf.Tensor, images: Images, texts: ContentOfItems | None
+    ) -> tuple[tf.Tensor, Images, ContentOfItems | None]:
         """Return the vectors of the distinct images of all replicas, the images without their pictures, their texts."""
         gather = self._replicas.gather
         key = gather(images.key)
@@ -190,7 +182,7 @@ class ImageLosses:
         images = images._replace(key=distinct, has_picture=has_picture, features=features, labels=labels)
         if texts is not None:
             is_there = tf.cast(of_all(tf.cast(texts.is_there, tf.int32)), tf.bool)
-            texts = TextsOfImages(of_all(texts.vectors), of_all(texts.key), is_there)
+            texts = ContentOfItems(of_all(texts.vectors), of_all(texts.key), is_there)
         return of_all(vectors), images, texts
 
     def _layer(self, loss: ImageLoss, name: str) -> keras.layers.Layer:

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from easyrec_mm.config.pretraining import is_pretraining
-from easyrec_mm.data.batch import TEXT, Batch
+from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.vector_bank import NO_BANKS, Banks
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.network.model import L2_REGULARIZATION, MultimodalModel
@@ -18,7 +18,7 @@ from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.network.pretraining import ItemVectors, PretrainHeads
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.protos.pretrain_pb2 import ContrastivePretraining
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import TEXT, Schema
 
 # Name of the output with the vectors of items; "class_" and a head are before that of its classifier.
 ITEM_VECTOR, CLASS = "item_vector", "class_"
@@ -47,8 +47,8 @@ class ItemTowerModel(MultimodalModel):
         widths = None
         if settings.HasField("contrastive"):
             self._compared = ContrastivePretraining.Pairs.Name(settings.contrastive.pairs)
-            text = self.parts.text.width if self.parts.text is not None else 0
-            widths = self.image_width, text if self._compared == "PICTURE_TEXT" else self.image_width
+            of_text = self._compared == "PICTURE_TEXT"
+            widths = self.image_width, self.parts.contents[TEXT].tower.width if of_text else self.image_width
         self._heads = PretrainHeads(config, self.parts.width, widths, self.replicas)
         names = self._heads.variable_names()
         self._trainable |= {names[id(v)] for layer in self._heads.layers() for v in layer.trainable_variables}
@@ -71,12 +71,13 @@ class ItemTowerModel(MultimodalModel):
     def losses(self, batch: Batch, training: bool = True, banks: Banks = NO_BANKS) -> dict[str, tf.Tensor]:
         """Return scalars of the heads and of regularisation, whose sum over all replicas is the loss."""
         shown = self.image_vectors(batch, training, banks)
-        texts = self.parts.texts(batch.contents, training, banks)
-        items = self.item_vectors(batch, shown, texts, training)
+        contents = self.parts.encoded(batch.contents, training, banks)
+        items = self.item_vectors(batch, shown, contents, training)
         is_there, pair, has_pair, number = self._is_there(batch), None, batch.images.has_picture, batch.images.key
         if self._compared == "VIEWS":
             pair = shown, self.image_vectors(batch, training, banks)
-        elif self._compared and texts is not None:
+        elif self._compared:
+            texts = contents[TEXT]
             # Items with the same text are not wrong answers for each other.
             pair, has_pair, number = (shown, texts.vectors), has_pair & texts.is_there, texts.key
         vectors = ItemVectors(items, pair, is_there, has_pair, number)
@@ -87,8 +88,8 @@ class ItemTowerModel(MultimodalModel):
 
     def predict(self, batch: Batch, banks: Banks = NO_BANKS) -> dict[str, tf.Tensor]:
         """Return the item vector of each sample `[S, I]`, whether it has contents, and class_<head> int64 `[S]`."""
-        texts = self.parts.texts(batch.contents, False, banks)
-        items = self.item_vectors(batch, self.image_vectors(batch, banks=banks), texts)
+        contents = self.parts.encoded(batch.contents, False, banks)
+        items = self.item_vectors(batch, self.image_vectors(batch, banks=banks), contents)
         outputs = {ITEM_VECTOR: items, IS_THERE: self._is_there(batch)}
         outputs |= {f"{CLASS}{head}": chosen for head, chosen in self.heads.classes(items).items()}
         return {name: tf.gather(value, batch.sample_image) for name, value in outputs.items()}
@@ -96,7 +97,6 @@ class ItemTowerModel(MultimodalModel):
     def _is_there(self, batch: Batch) -> tf.Tensor:
         """Return whether each item has contents: bool `[U]`."""
         is_there = batch.images.has_picture
-        if self.schema.text is not None:
-            texts = batch.contents[TEXT]
-            is_there |= tf.gather(texts.is_there, texts.of_image)
+        for content in batch.contents.values():
+            is_there |= tf.gather(content.is_there, content.of_image)
         return is_there

@@ -1,8 +1,8 @@
 """The network of a config: the towers of items and the rec network together, and the loss of a batch.
 
-The parts share their weights: the total model is rec(features, item(picture and text of each sample's item)). Shapes:
+The parts share their weights: the total model is rec(features, item(contents of each sample's item)). Shapes:
 P distinct pictures, E of them to encode, U distinct images (items), S samples, D width of the image vector, I width of
-the item vector: of the image vector, the text vector or both.
+the item vector: of the image vector, the vectors of other contents such as texts, or both.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import tensorflow as tf
 
 from easyrec_mm.config.network import REGULARIZATION_LOSSES
 from easyrec_mm.config.training import divided_tables
-from easyrec_mm.data.batch import IMAGE, TEXT, Batch
+from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.vector_bank import NO_BANKS, Banks, VectorBank
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.distribution.shared_pictures import encoded
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.table_rows import tables_of
-from easyrec_mm.network.image import ImageLosses, TextsOfImages, image_tower, item_image
-from easyrec_mm.network.item import FUSION_PREFIX, TEXT_PREFIX, ItemParts, from_bank
+from easyrec_mm.network.content import Encoded, from_bank
+from easyrec_mm.network.image import ImageLosses, image_tower, item_image
+from easyrec_mm.network.item import FUSION_PREFIX, ItemParts
 from easyrec_mm.network.layers.batch_norm import BatchNorm, synchronize
 from easyrec_mm.network.layers.dnn import RunningNorm
 from easyrec_mm.network.layers.image_tower import ImageTower
@@ -32,7 +33,7 @@ from easyrec_mm.network.losses import tower_losses
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.network.rec import RecModel, task_outputs
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import IMAGE, TEXT, Schema
 
 EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES
 # Stands in for seed 0: with TensorFlow's global seed at 0, a dataset cannot be shuffled inside a graph.
@@ -52,8 +53,8 @@ class MultimodalModel:
       replicas: the replicas that are trained together; by default this process alone.
 
     `image_width` is D, or 0 without pictures; `item` makes the image vector of an item from the vectors of its
-    pictures; `img_model` holds the settings of both. `parts` makes the item vector of the image vector and the text;
-    `item_width` is its width, 0 without one.
+    pictures; `img_model` holds the settings of both. `parts` makes the item vector of the image vector and other
+    contents; `item_width` is its width, 0 without one.
 
     Raises:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
@@ -70,7 +71,7 @@ class MultimodalModel:
         self.img_model = network.img_model
         self.image = image_tower(config, schema, dtype, self.replicas.num) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
-        self.parts = ItemParts(network, self.image_width, schema.text is not None, dtype, self._seed)
+        self.parts = ItemParts(network, schema, self.image, dtype, self._seed)
         self.item_width = self.parts.width
         divided = divided_tables(config.train_config, schema, self.replicas.num)
         self.rec = RecModel(config.model_config, schema, dtype, self.replicas, divided)
@@ -84,7 +85,8 @@ class MultimodalModel:
         self.predictions = Predictions(self)
         with self.replicas.scope("build"):
             self._build()
-        widths = (self.image_width, self.parts.text_width)
+        text = self.parts.contents.get(TEXT)
+        widths = (self.image_width, text.tower.width if text is not None else 0)
         self._image_losses = ImageLosses(self.img_model, schema, widths, self.rec.feature_embedding, self.replicas)
         if self.replicas.num > 1:
             kinds = (RunningNorm, BatchNorm) if config.train_config.sync_batch_norm else (RunningNorm,)
@@ -97,9 +99,9 @@ class MultimodalModel:
     def logits(
         self, batch: Batch, training: bool = False, banks: Banks = NO_BANKS
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Return what RecModel.call returns; the towers encode each distinct picture and text once, for all samples."""
-        texts = self.parts.texts(batch.contents, training, banks)
-        return self._logits(batch, self.image_vectors(batch, training, banks), texts, training)
+        """Return what RecModel.call returns; the towers encode each distinct content once, for all samples."""
+        contents = self.parts.encoded(batch.contents, training, banks)
+        return self._logits(batch, self.image_vectors(batch, training, banks), contents, training)
 
     def image_vectors(self, batch: Batch, training: bool = False, banks: Banks = NO_BANKS) -> tf.Tensor | None:
         """Return image vectors float32 `[U, D]`, zeros for images without a picture; None without an image tower.
@@ -143,11 +145,11 @@ class MultimodalModel:
     def losses(self, batch: Batch, training: bool = True, banks: Banks = NO_BANKS) -> dict[str, tf.Tensor]:
         """Return scalars of towers, image vectors and regularisation, whose sum over all replicas is the loss."""
         image_vectors = self.image_vectors(batch, training, banks)
-        texts = self.parts.texts(batch.contents, training, banks)
-        logits, embedding_penalty = self._logits(batch, image_vectors, texts, training)
+        contents = self.parts.encoded(batch.contents, training, banks)
+        logits, embedding_penalty = self._logits(batch, image_vectors, contents, training)
         losses = tower_losses(self._towers, self.schema.tasks, logits, batch.labels, batch.sample_weight, self.replicas)
         if image_vectors is not None:
-            losses |= self._image_losses(image_vectors, batch.images, texts, training)
+            losses |= self._image_losses(image_vectors, batch.images, contents, training)
         if self._regularizes_embeddings:
             losses[EMBEDDING_REGULARIZATION] = embedding_penalty
         kernels = self.rec.penalties() + (self.image.losses if self.image else [])
@@ -224,12 +226,11 @@ class MultimodalModel:
         return {names.get(id(v), v.path): v for part in parts for v in part.variables}
 
     def no_image_vector(self) -> tuple[float, ...]:
-        """Return the vector of items without a picture and without a text; () if items must have a picture."""
+        """Return the vector of items without a picture and other contents; () if items must have a picture."""
         if self.item is not None and self.item.nothing is None:
             return ()
-        image = tf.convert_to_tensor(self.item.nothing)[None] if self.item is not None else None
-        texts = tf.constant([""]) if self.schema.text is not None else None
-        return tuple(self.parts.of_items(image, texts)[0].numpy().tolist())
+        image = self.item.in_place()[None] if self.item is not None else None
+        return tuple(self.parts.of_items(image, self.parts.empty())[0].numpy().tolist())
 
     def weights(self) -> dict[str, tf.Variable]:
         """Return named_variables() without the dropout state, as TensorFlow variables."""
@@ -243,27 +244,28 @@ class MultimodalModel:
         return tables | self.parts.tables()
 
     def _logits(
-        self, batch: Batch, image_vectors: tf.Tensor | None, texts: TextsOfImages | None, training: bool
+        self, batch: Batch, image_vectors: tf.Tensor | None, contents: Encoded, training: bool
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        items = self.item_vectors(batch, image_vectors, texts, training)  # [U, I]
+        items = self.item_vectors(batch, image_vectors, contents, training)  # [U, I]
         vector = None if items is None else tf.gather(items, batch.sample_image)  # [S, I]
         logits: tuple[dict[str, tf.Tensor], tf.Tensor] = self.rec(batch.features, vector, training=training)
         return logits
 
     def item_vectors(
-        self, batch: Batch, image_vectors: tf.Tensor | None, texts: TextsOfImages | None, training: bool = False
+        self, batch: Batch, image_vectors: tf.Tensor | None, contents: Encoded, training: bool = False
     ) -> tf.Tensor | None:
         """Return the vectors of a batch's items, float32 `[U, I]`, given those of its parts; None if there are none."""
         if image_vectors is not None and self.item is not None:
             image_vectors = self.item(image_vectors, batch.images.has_picture, training=training)  # [U, D]
-        return self.parts.of_batch(image_vectors, texts, training)
+        return self.parts.of_batch(image_vectors, contents, training)
 
     def _is_trained(self, name: str, variable: keras.Variable) -> bool:
-        if self.parts.is_frozen(name, variable):
-            return False
+        part = self.parts.part_of(name)
+        if part is not None:
+            return not part.is_frozen(name, variable)
         if self.image is None or not name.startswith("image/"):
             return True
-        if name.startswith(("image/item/", TEXT_PREFIX, FUSION_PREFIX)):
+        if name.startswith(("image/item/", FUSION_PREFIX)):
             return True
         if self.trains_part("NONE"):
             return False
@@ -284,15 +286,15 @@ class MultimodalModel:
             image = self.schema.image
             pixels = tf.zeros([1, image.height, image.width, image.channels], tf.uint8)
             vector = self.image(pixels, tf.zeros([1], tf.int64))
-            self.item = item_image(self.img_model, self.image_width, self._seed)
-        if self.schema.text is not None:
-            vector = self.parts.of_items(vector, tf.constant(["text"]))
+            self.item = item_image(self.img_model, self.image, self._seed)
+        if self.parts.contents:
+            vector = self.parts.of_items(vector, self.parts.empty())
         if self.schema.tasks:
             self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
 
 
 class Predictions:
-    """The predictions of a model, which encode each picture, and each text by a frozen encoder, once.
+    """The predictions of a model, which encode each picture, and each other content by a frozen encoder, once.
 
     What was computed of pictures is kept from one evaluation to the next only if the backbone is frozen.
     """
@@ -301,18 +303,18 @@ class Predictions:
         self._model = model
         # By the trained part of the image tower, which decides what the bank of pictures keeps.
         self._of_pictures: dict[str, VectorBank] = {}
-        self._of_texts: VectorBank | None = None
+        self._of_contents: Banks = NO_BANKS
         self._functions: dict[tuple[str, str], Callable[[Batch], dict[str, tf.Tensor]]] = {}
 
     def banks(self) -> Banks:
         """Return the banks for an evaluation that begins, by kind of content."""
         model, part = self._model, self._model.trained_part
-        self._of_texts = self._of_texts or model.parts.bank()
+        self._of_contents = self._of_contents or model.parts.banks()
         if model.image is not None:
             bank = self._of_pictures.setdefault(part, VectorBank(model.bank_width(part)))
             bank.forget(everything=part not in ("HEAD", "NONE"))
-        if self._of_texts is not None:
-            self._of_texts.forget(everything=False)
+        for content_bank in self._of_contents.values():
+            content_bank.forget(everything=False)
         return self._current()
 
     def function(self, spec: Batch) -> Callable[[Batch], dict[str, tf.Tensor]]:
@@ -339,8 +341,7 @@ class Predictions:
 
     def _current(self) -> Banks:
         of_pictures = self._of_pictures.get(self._model.trained_part)
-        banks = {IMAGE: of_pictures, TEXT: self._of_texts}
-        return {kind: bank for kind, bank in banks.items() if bank is not None}
+        return self._of_contents if of_pictures is None else {IMAGE: of_pictures, **self._of_contents}
 
 
 def table_categories(schema: Schema, names: Iterable[str]) -> dict[str, dict[str, Categories]]:

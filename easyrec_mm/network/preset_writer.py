@@ -72,7 +72,7 @@ def _write_text(weights: Weights, content: bytes, preset: Path) -> list[str]:
     encoder = PresetEncoder(str(preset), _MOST_TOKENS, "AVG", "float32")
     results = []
     for known in weights.similarities:
-        vectors = np.asarray(encoder(encoder.tokens(tf.constant([known.first, known.second]))))
+        vectors = np.asarray(encoder(encoder.prepare(tf.constant([known.first, known.second]))))
         first, second = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         similarity = float(first @ second)
         if abs(similarity - known.similarity) > _SIMILARITY_TOLERANCE:

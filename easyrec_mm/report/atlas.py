@@ -56,7 +56,7 @@ def atlas(context: Context) -> Sequence[Part]:
         # Predictions are known by picture.
         if task.activation != "multiclass" and context.schema.uses_image:
             rates = _rates(context, explained, task)[among]
-            options[_title(task)] = [_by_rate(places, names, rates, task)]
+            options[_title(task)] = [by_rate(places, names, rates, task)]
     if not options:
         options["nothing"] = [_plain(places, names)]
     kind = "image" if context.schema.text is None else "item"
@@ -146,13 +146,15 @@ def _by_category(places: Any, names: list[str], kinds: list[str], field: str) ->
     return Plot(figure, f"By {field}", "Point at an item to see its picture.", wide=True)
 
 
-def _by_rate(places: Any, names: list[str], rates: Floats, task: Task) -> Plot:
+def by_rate(places: Any, names: list[str], rates: Floats, task: Task) -> Plot:
+    """Return the map with the colours of predicted rates; NaN is that of an item without one."""
     figure = _figure()
     texts = [f"{name}, {rate:.4g}" for name, rate in zip(names, rates, strict=True)]
     shown = rates[~np.isnan(rates)]
     low, high = np.quantile(shown, [0.02, 0.98]).tolist() if len(shown) else (0.0, 1.0)
     colour = {
-        "color": [None if np.isnan(rate) else float(f"{rate:.4g}") for rate in rates],
+        # An array: plotly takes no None in a list, and an item without a picture has no rate.
+        "color": np.array([float(f"{rate:.4g}") for rate in rates]),
         "colorscale": _RATE_COLOURS,
         "cmin": low,
         "cmax": high,

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from easyrec_mm.config.evaluation import named_metrics
 from easyrec_mm.evaluation.estimates import Difference
 from easyrec_mm.explain.ablation import Ablation, Change, Pictures, ablate
+from easyrec_mm.explain.pictures import other_contents
 from easyrec_mm.explain.samples import explained_plan
 from easyrec_mm.report.context import Context
 from easyrec_mm.report.figures import QUIET, colour, new_figure
@@ -32,10 +33,10 @@ def influence(context: Context) -> Sequence[Part]:
     pictures = None
     if context.schema.has_item_vector:
         made = explained.pictures
-        texts = [item.text for item in read.items]
         pictures = Pictures(made.vectors[0], made.has_picture)
-        if context.schema.text is not None:
-            pictures = Pictures(made.vectors[0], made.has_picture, made.images, texts, made.has_text)
+        if context.schema.contents:
+            others = other_contents(read.items, context.schema)
+            pictures = Pictures(made.vectors[0], made.has_picture, made.images, others, made.has_other)
     context.say(f"replacing each part of the input of {len(read.samples):,} samples")
     result = ablate(explained.rec, read.samples, pictures, plan)
     metrics = [metric for metric in named_metrics(config, context.schema) if metric.name in result.values]
@@ -54,8 +55,8 @@ def _about(result: Ablation, num_all: int, context: Context) -> list[Part]:
         "vector becomes the mean of all, or that of another item. A model that is trained without the part may do "
         "better, because it can use others in its place."
     )
-    if context.schema.text is not None:
-        text += " The text of an item becomes empty, or that of another item, and its vector is computed again."
+    if context.schema.contents:
+        text += " Another content of an item becomes empty, or that of another item; its vector is computed again."
     repeats = f", mean of {result.num_repeats} permutations" if result.num_repeats > 1 else ""
     how = (
         f"{result.num_samples:,} samples{limit}{repeats}. Intervals ({result.level:.0%}) are paired, by "
@@ -78,7 +79,7 @@ def _of_task(result: Ablation, task: str, names: list[str]) -> list[Part]:
 def _plot(result: Ablation, name: str, title: str) -> Plot:
     changes = sorted(result.changes, key=lambda change: _size(change.differences[name]))[-_MOST_SHOWN:]
     figure = new_figure(f"change of {title} (now {result.values[name]:.4g})", "", 90 + 24 * len(changes))
-    for number, kind in enumerate(("picture", "feature", "text")):
+    for number, kind in enumerate(("picture", "feature", "content")):
         of_kind = [change for change in changes if change.kind == kind]
         if of_kind:
             _add_changes(figure, of_kind, name, kind, number)

@@ -79,7 +79,7 @@ def _of_sample(explained: Explained, task: Task, sample: ChosenSample, methods: 
     pixels = loaded.pixels.numpy()[good]
     features = asked.rows([sample.row])
     shown_class = explained.class_of(task, sample)
-    result = saliency(explained.model, features, pixels, item.category, task.name, shown_class, item.text)
+    result = saliency(explained.model, features, pixels, item.category, task.name, shown_class, item.contents)
     methods.add(result.method)
     pairs: list[_Pair] = []
     for number in range(min(len(good), _MOST_PICTURES)):

@@ -74,7 +74,7 @@ class Encoder:
         schema = self._embedder.schema
         self.takes_pictures = schema.uses_image
         self.takes_texts = schema.text is not None
-        self.needs_picture = schema.uses_image and not (self.takes_texts and schema.has_no_image_vector)
+        self.needs_picture = schema.uses_image and not (schema.contents and schema.has_no_image_vector)
 
     def require_origin(self, generation: Generation | None, store: str) -> None:
         """Check that the vectors of a generation are of this model.
@@ -108,15 +108,16 @@ class Encoder:
                 raise UserError(f"--picture{_named(sought.picture)}: cannot be read as a picture{reason}")
         elif self.needs_picture:
             advice = "give --picture, too"
-            if self.takes_texts:
+            if self._embedder.schema.contents:
                 advice += "; a model whose img_model has no_image_vector: true would do without"
             raise UserError(f"the image model {self._folder} needs a picture; {advice}")
-        elif not any(texts[name].strip() for name in self._text_fields):
-            raise UserError("--text: is empty; give some words, or a picture")
+        elif not self._embedder.is_without_picture([texts[name] for name in self._embedder.fields]):
+            what = "--text: is empty; give some words" if self.takes_texts else "the query is empty; give some --field"
+            raise UserError(f"{what}, or a picture")
         else:
-            vector = self._embedder.embed_texts(values)[0]
-        has_text = not contents
-        return Query(vector, hash_of_item(contents, [texts[name] for name in self._embedder.fields], has_text))
+            vector = self._embedder.embed_without_picture(values)[0]
+        has_others = not contents
+        return Query(vector, hash_of_item(contents, [texts[name] for name in self._embedder.fields], has_others))
 
     @property
     def _text_fields(self) -> tuple[str, ...]:
@@ -140,7 +141,7 @@ class Encoder:
         return read
 
     def _texts(self, sought: Sought) -> dict[str, str]:
-        """Return the texts of all fields that the model reads; fields of the item's text may be missing."""
+        """Return the texts of all fields that the model reads; those of the item's contents may be missing."""
         names, texts = self._embedder.fields, dict(sought.fields)
         for name in texts:
             if name not in names:
@@ -154,7 +155,8 @@ class Encoder:
             if self._text_fields[0] in texts:
                 raise UserError(f"--text: is the field '{self._text_fields[0]}', which --field has, too; give it once")
             texts[self._text_fields[0]] = sought.text
-        texts = dict.fromkeys(self._text_fields, "") | texts
+        contents = self._embedder.schema.contents.values()
+        texts = dict.fromkeys((name for feature in contents for name in feature.inputs), "") | texts
         for name in names:
             if name not in texts:
                 raise UserError(f"the image model also takes '{name}'; give it with --field {name}=VALUE")

@@ -92,7 +92,7 @@ class ComputedVectors:
         return self._begun.get(name)
 
     async def _compute(self, release: Release, wanted: Wanted) -> NDArray[Any] | None:
-        """Compute a vector and keep it; None if none of the key's pictures can be read, and its text is not enough."""
+        """Compute a vector and keep it; None if none of the key's pictures can be read, and it has no other content."""
         embedder = release.embedder
         if embedder is None:
             return None
@@ -101,7 +101,7 @@ class ComputedVectors:
             return None
         contents = [c for c in await asyncio.gather(*map(self._pictures.read, paths)) if c is not None]
         num_waiting = sum(len(content) for read in self._read for content in read.contents)
-        is_enough = bool(contents) or embedder.is_text_enough(wanted[1:])
+        is_enough = bool(contents) or embedder.is_without_picture(wanted[1:])
         if not is_enough or num_waiting > _MAX_WAITING_BYTES:
             return None
         result: asyncio.Future[NDArray[Any] | None] = self._loop.create_future()

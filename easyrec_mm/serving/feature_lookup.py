@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from easyrec_mm.errors import StoreError, did_you_mean
 from easyrec_mm.features.feature import Feature, text_keys
 from easyrec_mm.features.numpy_back_end import Lists, NumpyBackEnd, Values
 from easyrec_mm.manifest import Manifest
-from easyrec_mm.store.feature_vectors import Found, VectorStores, origin_number
+from easyrec_mm.store.feature_vectors import Found, VectorStores, in_other_stores, origin_number
 
 _LOG = logging.getLogger("easyrec_mm.serving")
 # A store that failed is not used for this long, so that requests do not wait for it one after the other.
@@ -65,11 +64,7 @@ class FeatureLookup:
                 _LOG.warning(
                     "--vector_store %s: no feature of this model with that name has vectors in a store; %s", name, hint
                 )
-        features = [
-            replace(feature, stored=replace(feature.stored, uri=uris.get(name, feature.store_uri)))
-            for name, feature in stored.items()
-            if feature.stored is not None
-        ]
+        features = in_other_stores(stored.values(), uris)
         trained = {name: origin_number(of["fingerprint"]) for name, of in manifest.vectors.items()}
         self._needs_stores = needs_stores
         self._stores: VectorStores = VectorStores(features, trained)

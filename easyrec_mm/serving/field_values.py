@@ -158,12 +158,12 @@ class _Pattern:
         return bool(pc.match_substring_regex(pa.scalar(text), self._long).as_py())
 
 
-def field_values(schema: Schema, texts: Sequence[str] = ()) -> dict[str, FieldValues]:
-    """Return what reads the fields that requests contain, and those of `texts`, which may be missing, by name."""
+def field_values(schema: Schema, content_fields: Sequence[str] = ()) -> dict[str, FieldValues]:
+    """Return what reads the fields that requests contain, and those of contents, which may be missing, by name."""
     patterns = schema.text_patterns()
-    separators = {name: feature.separators for feature in schema.features for name in feature.inputs}
-    of_texts = {name: replace(schema.field(name), optional=True) for name in texts}
-    fields = of_texts | {name: schema.field(name) for name in schema.request_fields()}
+    separators = {name: feature.separators for feature in schema.all_features() for name in feature.inputs}
+    of_contents = {name: replace(schema.field(name), optional=True) for name in content_fields}
+    fields = of_contents | {name: schema.field(name) for name in schema.request_fields()}
     return {
         name: FieldValues(
             field,

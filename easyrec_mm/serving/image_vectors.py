@@ -120,4 +120,4 @@ def _wanted(embedder: Embedder, candidates: Candidates, missing: list[int]) -> d
     """Return the key and the values of the embedder's fields for each candidate whose vector can be computed."""
     columns = [candidates.fields[name] for name in embedder.fields]
     wanted = {i: (candidates.keys[i], *(column[i if len(column) > 1 else 0] for column in columns)) for i in missing}
-    return {i: item for i, item in wanted.items() if embedder.paths(item[0]) or embedder.is_text_enough(item[1:])}
+    return {i: item for i, item in wanted.items() if embedder.paths(item[0]) or embedder.is_without_picture(item[1:])}

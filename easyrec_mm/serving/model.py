@@ -156,7 +156,9 @@ class RecModel(kserve.Model):  # type: ignore[misc]
     def get_input_types(self) -> list[dict[str, Any]]:
         """See tensors.input_tensors."""
         release = self.service.release
-        return tensors.input_tensors(release.predictor.manifest, release.reader.key_field, release.reader.texts)
+        return tensors.input_tensors(
+            release.predictor.manifest, release.reader.key_field, release.reader.content_fields
+        )
 
     def get_output_types(self) -> list[dict[str, Any]]:
         """See tensors.output_tensors."""

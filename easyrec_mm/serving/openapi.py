@@ -119,10 +119,10 @@ def _properties(manifest: Manifest, reader: RequestReader) -> Json:
             choices[0] = {**choices[0], "pattern": f"^(?:{patterns[name][0]})?$"}
         properties[name] = {"anyOf": choices}
     types = sorted("string" if kind is str else "integer" for kind in reader.key_types)
-    for name in reader.texts:
-        text = "part of the text of the item, of which its vector is computed if the store has none"
+    for name in reader.content_fields:
+        text = "a content of the item, of which its vector is computed if the store has none"
         properties[name] = {"anyOf": [*_TYPES["string"], {"type": "null"}], "description": text}
-    of_what = "picture" if schema.text is None else "item"
+    of_what = "item" if schema.contents else "picture"
     properties[reader.key_field] = {
         "type": types,
         "description": f"the key of the {of_what}, unless {IMAGE_TEXT} is given",
@@ -175,7 +175,7 @@ def _answer_v1(manifest: Manifest) -> Json:
 
 
 def _body_v2(manifest: Manifest, reader: RequestReader) -> Json:
-    names = [tensor["name"] for tensor in input_tensors(manifest, reader.key_field, reader.texts)]
+    names = [tensor["name"] for tensor in input_tensors(manifest, reader.key_field, reader.content_fields)]
     properties: Json = {
         "name": {"type": "string", "enum": [*names, IMAGE_VECTOR]},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},

@@ -60,7 +60,7 @@ class Embedder(Protocol):
     def paths(self, key: str) -> Sequence[str]:
         """Return the paths of the pictures that a key names."""
 
-    def is_text_enough(self, values: Sequence[Any]) -> bool:
+    def is_without_picture(self, values: Sequence[Any]) -> bool:
         """Return whether an item with these values of `fields` has a vector without a picture."""
 
     def embed(
@@ -244,9 +244,10 @@ class Releases:
         no_image = np.array(manifest.no_image_vector, np.float32) if manifest.no_image_vector else None
         schema = manifest.schema
         self._require_places(schema)
-        texts = schema.text.inputs if schema.text is not None and options.missing_vector == "compute" else ()
+        is_computed = options.missing_vector == "compute"
+        of_contents = [name for feature in schema.contents.values() for name in feature.inputs] if is_computed else []
         reader = RequestReader(
-            schema, manifest.image_width, options.key_field, options.limits, no_image is not None, texts
+            schema, manifest.image_width, options.key_field, options.limits, no_image is not None, of_contents
         )
         embedder = self._embedder(generation, reader, last)
         stand_in = self._stand_in(found, no_image)

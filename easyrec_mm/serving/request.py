@@ -111,7 +111,7 @@ class RequestReader:
       key_field: field that contains a picture's key; "" means the schema's image field.
       limits: limits of a request.
       key_optional: whether the key may be missing; such a candidate has no picture, and its key is "".
-      texts: fields of the item's text that may be given, if vectors are computed of it.
+      content_fields: fields of the item's contents that may be given, if vectors are computed of them.
     """
 
     def __init__(
@@ -121,12 +121,12 @@ class RequestReader:
         key_field: str = "",
         limits: Limits = Limits(),
         key_optional: bool = False,
-        texts: Sequence[str] = (),
+        content_fields: Sequence[str] = (),
     ) -> None:
         self.key_field = key_field or schema.image.field
         self.key_optional, self.limits, self._width = key_optional, limits, image_width
-        self._values = field_values(schema, texts)
-        self.texts = tuple(name for name in texts if name not in set(schema.request_fields()))
+        self._values = field_values(schema, content_fields)
+        self.content_fields = tuple(name for name in content_fields if name not in set(schema.request_fields()))
         self.read_names = list(dict.fromkeys([*self._values, self.key_field, IMAGE_TEXT]))
         # A request may contain other fields of the data, which are ignored.
         self.known_names = {field.name for field in schema.fields}.union(self.read_names)

@@ -78,7 +78,7 @@ def make_service(options: ServiceOptions, store: str, image_model_dir: str) -> S
         import_tensorflow()
         from easyrec_mm.embedding.image_model import PictureEmbedder  # imports TensorFlow, needed only here
 
-        return PictureEmbedder(image_model_of(fingerprint, image_model_dir))
+        return PictureEmbedder(image_model_of(fingerprint, image_model_dir), options.vector_stores)
 
     return Service(options, open_store(store), load_embedder if image_model_dir else None)
 

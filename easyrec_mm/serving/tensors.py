@@ -221,10 +221,10 @@ def rendered(request: InferRequest, answer: Answer) -> tuple[bytes, int | None]:
     return orjson.dumps({name: value for name, value in body.items() if value is not None}), None
 
 
-def input_tensors(manifest: Manifest, key_field: str, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return the model's inputs for the metadata of V2: the fields, those of `texts`, and the picture's key."""
+def input_tensors(manifest: Manifest, key_field: str, content_fields: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the model's inputs for the metadata of V2: the fields, those of contents, and the picture's key."""
     schema = manifest.schema
-    fields = [(name, schema.field(name).dtype) for name in (*schema.request_fields(), *texts)]
+    fields = [(name, schema.field(name).dtype) for name in (*schema.request_fields(), *content_fields)]
     if key_field not in dict(fields):
         fields.append((key_field, "string"))
     return [{"name": name, "datatype": DATATYPES[dtype], "shape": [-1]} for name, dtype in fields]

@@ -78,7 +78,7 @@ def check(pipeline: Pipeline, num_groups: int) -> CheckResult:
     if not settings:
         raise UserError(f"{pipeline.path}: train_input_path: is missing; give the files of the training data")
     require_memory(config, schema, pipeline.path, num_workers=None)
-    vectors = VectorStores(schema.stored_features())
+    vectors = VectorStores(schema.in_stores())
     with closing(vectors):
         samples = {setting: _read(pipeline, setting, num_groups, vectors) for setting in settings}
         sample = samples[settings[0]]
@@ -176,7 +176,7 @@ def _label_lines(schema: Schema, sample: _Sample) -> list[str]:
 def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> list[str]:
     rows = [("name", "kind", "width", "table rows", "missing", "unknown", "examples")]
     table_rows = {table.name: table.rows for table in schema.tables}
-    for feature in schema.features:
+    for feature in (*schema.features, *schema.item_vectors):
         texts = sample.values[feature.inputs[0]]
         if len(feature.inputs) > 1:
             texts = [" x ".join(parts) for parts in zip(*(sample.values[i] for i in feature.inputs), strict=True)]
@@ -186,7 +186,7 @@ def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> li
         rows.append(
             (
                 feature.name,
-                _kind(feature),
+                _kind(feature) + (", of items" if feature in schema.item_vectors else ""),
                 str(feature.width),
                 f"{table_rows[feature.table]:,}" if feature.table else "-",
                 f"{_missing_share(feature, schema, sample):.1%}",
@@ -308,7 +308,8 @@ def _tower_lines(pipeline: Pipeline) -> list[str]:
     return [
         f"\nimage tower: backbone of {num_weights:,} weights in {len(tower.stages)} stages "
         f"({', '.join(stage.name for stage in tower.stages)})",
-        f"  output: {tower.backbone.layers[-1].name}, {tower.backbone.output.shape[-1]} features",
+        f"  output: {tower.backbone.layers[-1].name}, {tower.backbone.output.shape[-1]} features"
+        + (f" of each of {tower.length} positions" if tower.length else ""),
     ]
 
 

@@ -8,9 +8,10 @@ from collections import Counter
 import numpy as np
 import tensorflow as tf
 
+from easyrec_mm.config.item import is_joint
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.features.text_feature import TextFeature
-from easyrec_mm.network.item import text_tower
+from easyrec_mm.network.content import text_tower
 from easyrec_mm.network.layers.words import split_words
 from easyrec_mm.network.precision import FLOAT32
 
@@ -42,13 +43,15 @@ def text_tower_lines(pipeline: Pipeline) -> list[str]:
     """Describe the text tower, which is built for this because only then its stages and weights are known."""
     if pipeline.schema.text is None:
         return []
-    settings = pipeline.config.model_config.e2e_mm_dbmtl.text_model
-    tower = text_tower(settings, FLOAT32)
+    network = pipeline.config.model_config.e2e_mm_dbmtl
+    settings = network.text_model
+    tower = text_tower(settings, FLOAT32, is_joint(network))
     if not settings.preset:
         tower(tf.constant(["text"]))  # makes the variables of blocks and projection
     num_weights = sum(math.prod(variable.shape) for variable in tower.encoder.variables)
     stages = f" in {len(tower.encoder.stages)} stages" if tower.encoder.stages else ""
     kind = f"the preset '{settings.preset}'" if settings.preset else "words and parts of words"
     at_most = f"{settings.max_tokens} tokens" if settings.preset else f"{settings.max_words} words"
-    output = f"output: {tower.num_features} features, a vector of {tower.width} numbers"
+    output = f"output: {tower.encoder.num_features} features"
+    output += f" of each of {tower.length} positions" if tower.length else f", a vector of {tower.width} numbers"
     return [f"\ntext tower: {kind}, {num_weights:,} weights{stages}", f"  reads at most {at_most} of a text; {output}"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -110,6 +111,15 @@ class VectorStores:
                 origin = None if self._trained is None else self._trained[feature.name]
                 generations[feature.name] = _generation(feature, self._stores[feature.store_uri], origin)
         return generations
+
+
+def in_other_stores(features: Iterable[Feature], uris: Mapping[str, str]) -> list[Feature]:
+    """Return features with the store that `uris` has for them, by name, in place of that in the config."""
+    return [
+        replace(feature, stored=replace(feature.stored, uri=uris.get(feature.name, feature.store_uri)))
+        for feature in features
+        if feature.stored is not None
+    ]
 
 
 def origin_number(fingerprint: str) -> int:

@@ -16,9 +16,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from easyrec_mm.data.batch import IMAGE, Batch
+from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.vector_bank import Banks
 from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.schema import IMAGE
 
 # The first of the primes that stand for the sizes of a batch.
 _FIRST_PRIME = 10_007

@@ -12,14 +12,15 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from easyrec_mm.data.batch import IMAGE, TEXT, Batch
+from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.vector_bank import Banks, VectorBank
 from easyrec_mm.errors import ConfigError
-from easyrec_mm.network.item import FUSION_PREFIX, TEXT_PREFIX
+from easyrec_mm.network.item import FUSION_PREFIX
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.protos.train_pb2 import TrainConfig
+from easyrec_mm.schema import IMAGE
 from easyrec_mm.training.optimizers import RowOptimizer, build_optimizer
 from easyrec_mm.training.stacked_gradients import StackedGradients
 
@@ -30,7 +31,7 @@ class Phase(NamedTuple):
     first_step   number of steps that are done before the phase begins
     trainable    a value of img_model.trainable
     trained      the trained variables by name
-    banks        vectors of the pictures and texts that the phase need not encode again
+    banks        vectors of the pictures and other contents that the phase need not encode again
     kept_banks   those of them that checkpoints contain; the bank of a frozen tower is computed again instead
     gradients    stacks the gradients of the trained variables
     """
@@ -65,8 +66,7 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
         # One bank for all phases, because a checkpoint has room for one bank.
         width, seed = model.bank_width("ALL"), config.data_config.seed
         shared_bank = VectorBank(width, settings.encode_ratio, settings.max_staleness_steps, seed)
-    text_bank = model.parts.bank()
-    of_text = {} if text_bank is None else {TEXT: text_bank}
+    of_contents = model.parts.banks()
     phases = []
     for first_step, kind in kinds:
         model.train_part(kind)
@@ -78,7 +78,7 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
         kept = of_pictures if bank is shared_bank else {}
         trained = _trained_variables(model, config.train_config.freeze_gradient)
         gradients = StackedGradients(trained, model.rec.variables_together())
-        phases.append(Phase(first_step, kind, trained, of_pictures | of_text, kept, gradients))
+        phases.append(Phase(first_step, kind, trained, {**of_pictures, **of_contents}, kept, gradients))
     model.train_part(kinds[0][1])
     return phases
 
@@ -89,8 +89,9 @@ def _rate_factors(model: MultimodalModel) -> dict[str, float]:
     num_stages, stages = (len(model.image.stages), model.image.variable_stages()) if model.image else (0, {})
     factors = {}
     for name, variable in model.named_variables().items():
-        if name.startswith(TEXT_PREFIX):
-            factors[name] = model.parts.learning_rate_multiplier
+        part = model.parts.part_of(name)
+        if part is not None:
+            factors[name] = part.learning_rate_multiplier
         elif name.startswith("image/") and not name.startswith(FUSION_PREFIX):
             depth = num_stages - stages[id(variable)] if id(variable) in stages else 0
             factors[name] = settings.learning_rate_multiplier * settings.layer_decay**depth

@@ -25,7 +25,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.config.pipeline import write_config
-from easyrec_mm.data.batch import IMAGE, Batch, Contents, Images, InputBatch
+from easyrec_mm.data.batch import Batch, Contents, Images, InputBatch
 from easyrec_mm.data.vector_bank import Banks
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.distribution.shards import shard_of
@@ -35,6 +35,7 @@ from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, REPLAY, ModelDir
 from easyrec_mm.safe_text import hide_secrets
+from easyrec_mm.schema import IMAGE
 
 Arrays = dict[str, NDArray[Any]]
 STEP, WEIGHTS, WORKER = "step.json", "weights.npz", "worker-{}.npz"

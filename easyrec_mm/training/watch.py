@@ -164,7 +164,7 @@ class Watch:
 
     def _evaluator_with(self, vectors: VectorStores) -> Evaluator:
         """Return the evaluator of all checkpoints (it takes seconds to build), or a new one if each has its vectors."""
-        if self._evaluator is None or self._schema.stored_features():
+        if self._evaluator is None or self._schema.in_stores():
             share = self._config.data_config.max_bad_record_share
             bad_records = BadRecords(str(self.local / WATCH_BAD_RECORDS), share)
             self._evaluator = Evaluator(

@@ -104,25 +104,31 @@ def _none(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     """Remove the image tower, but keep the ImgFeature: the same rows are read, and evaluations can use its field."""
     _remove_group(config, FeatureConfig.ImgFeature, "picture")
     network = config.model_config.e2e_mm_dbmtl
-    has_text = _has_group(config, FeatureConfig.TextFeature)
-    for name in ("img_model", "img_dnn", "highway_dnn", "item_fusion", *(() if has_text else ("image_fusion",))):
+    num_others = _has_group(config, FeatureConfig.TextFeature) + len(network.vector_model)
+    for name in ("img_model", "img_dnn", "highway_dnn", *_of_fusion(num_others)):
         network.ClearField(name)
     for name in ("image_cache_dir", "image_cache_gib", "packed_images"):
         config.data_config.ClearField(name)
-    _remove_settings(config, _is_of_picture if has_text else _is_of_item)
+    _remove_settings(config, _is_of_picture if num_others else _is_of_item)
 
 
 def _no_text(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     """Remove the text tower, but keep the TextFeature, for the same reason."""
     _remove_group(config, FeatureConfig.TextFeature, "text")
     network = config.model_config.e2e_mm_dbmtl
-    has_picture = _has_group(config, FeatureConfig.ImgFeature)
-    for name in ("text_model", "item_fusion", *(() if has_picture else ("image_fusion",))):
+    num_others = _has_group(config, FeatureConfig.ImgFeature) + len(network.vector_model)
+    for name in ("text_model", *_of_fusion(num_others)):
         network.ClearField(name)
-    _remove_settings(config, _is_of_text if has_picture else _is_of_item)
+    _remove_settings(config, _is_of_text if num_others else _is_of_item)
+
+
+def _of_fusion(num_parts: int) -> tuple[str, ...]:
+    """Return the settings of the item vector that do not apply to items of so many parts."""
+    return (("item_fusion", "image_fusion"), ("item_fusion",), ())[min(num_parts, 2)]
 
 
 def _no_content(config: EasyRecConfig, shuffled_pictures: Path) -> None:
+    config.model_config.e2e_mm_dbmtl.ClearField("vector_model")
     _no_text(config, shuffled_pictures)
     _none(config, shuffled_pictures)
 
@@ -179,9 +185,9 @@ def _is_of_text(pattern: str) -> bool:
 
 
 def _is_of_picture(pattern: str) -> bool:
-    """Return whether a pattern is for the towers of items, but neither for all of them nor for the text tower."""
+    """Return whether a pattern is for the towers of items, but neither for all of them nor for other contents."""
     rest = pattern.lstrip("^")
-    return rest != "image/" and _is_of_item(rest) and not rest.startswith("image/text/")
+    return rest != "image/" and _is_of_item(rest) and not rest.startswith(("image/text/", "image/vector_"))
 
 
 def _shuffled(config: EasyRecConfig, shuffled_pictures: Path) -> None:

@@ -18,7 +18,7 @@ from quality import demo_aucs
 from easyrec_mm.config.text import parse_config
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
-FUSIONS = ("concat", "gated", "attention", "queries", "bilinear")
+FUSIONS = ("concat", "gated", "attention", "queries", "bilinear", "joint_transformer")
 _CONFIG = workload.ROOT / "configs" / "demo_titles.config"
 
 
@@ -51,6 +51,11 @@ def _arm(arm: str) -> EasyRecConfig:
     network = config.model_config.e2e_mm_dbmtl
     if arm in FUSIONS:
         getattr(network.item_fusion, arm).SetInParent()
+        if arm == "joint_transformer":  # takes positions of the towers, without what makes a vector of them
+            network.ClearField("highway_dnn")
+            for name in ("num_classes", "descriptors", "normalize_features"):
+                network.img_model.ClearField(name)
+            network.text_model.ClearField("dim")
         return config
     network.ClearField("item_fusion")
     left_out = {"picture": "title", "title": "img_path"}[arm]

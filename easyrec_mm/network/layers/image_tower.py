@@ -5,6 +5,7 @@ Shape legend: P pictures, D width of a vector, F filters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +28,10 @@ from easyrec_mm.network.layers.composite import Composite
 from easyrec_mm.network.layers.descriptors import Descriptors
 from easyrec_mm.network.layers.dnn import DNN, Highway, RunningNorm, dense
 from easyrec_mm.network.layers.recompute import in_micro_batches, recompute
+from easyrec_mm.network.layers.sequences import packed, packed_width
 
+# Instead of a pooling: the positions of the feature map, as a packed sequence (sequences.py).
+POSITIONS = "POSITIONS"
 _GEM_POWER = 3.0
 _GEM_EPSILON = 1e-6
 
@@ -36,7 +40,7 @@ _GEM_EPSILON = 1e-6
 class TowerOptions:
     """Options of an image tower; the defaults give the plain tower.
 
-    pooling             AVG, MAX, GEM or CLS_TOKEN
+    pooling             AVG, MAX, GEM or CLS_TOKEN, or POSITIONS
     num_categories      number of ids of the category that attention sees; 0 for no attention
     category_dim        width of the category embeddings
     attention_places    EACH_STAGE or EACH_BLOCK
@@ -75,6 +79,10 @@ class ImageTower(Composite):
       dtype: Keras dtype policy of the whole tower; the backbone has the same.
       options: further settings.
 
+    Attributes:
+      width, num_features: D and F.
+      length: positions of the packed sequences that the features are; 0 for pooled features.
+
     Raises:
       BackboneError: if the backbone lacks what an option needs.
     """
@@ -92,18 +100,14 @@ class ImageTower(Composite):
         super().__init__(name=name, dtype=dtype)
         self._options = options or TowerOptions()
         self.backbone = backbone.model
-        self.stages = backbone.stages
-        self.source = backbone.source
+        self.stages, self.source = backbone.stages, backbone.source
         self.normalisation = backbone.normalisation
         # Arrays instead of tensors, which a traced function would capture as additional inputs.
         self._scale, self._shift = (np.array(v[: shape[2]], np.float32) for v in backbone.normalisation)
         self.num_special = backbone.num_special
         _check_pooling(self._options.pooling, backbone)
         self._norm = RunningNorm(name="features_norm") if self._options.normalizes else None
-        # F and D.
-        self.num_features = int(self.backbone.output.shape[-1])
-        if self._options.descriptors is not None:
-            self.num_features += self._options.descriptors.width(shape[2])
+        self.length, self.num_features = _sizes(backbone, shape, self._options)
         self.width = head.width if head is not None else projection or self.num_features
         self.projection = dense(projection, "projection", 0.0, dtype=dtype) if projection else None
         self.head = head
@@ -266,7 +270,7 @@ class ImageTower(Composite):
         return self._mapped(pixels, embeddings, training=False)
 
     def pooled(self, x: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
-        """Return the pooled features `[P, F]` of a `feature_map` and the pixels of which it was made."""
+        """Return the features `[P, F]`, pooled or not, of a `feature_map` and the pixels of which it was made."""
         x = self._pooled(x)
         if self._options.descriptors is not None:
             x = tf.concat([x, tf.cast(self._options.descriptors(pixels), x.dtype)], axis=1)
@@ -291,6 +295,9 @@ class ImageTower(Composite):
 
     def _pooled(self, x: tf.Tensor) -> tf.Tensor:
         """Pool a feature map `[P, h, w, F]`, tokens `[P, T, F]` or vectors to `[P, F]`."""
+        if self.length:
+            x = x[:, self.num_special :] if x.shape.rank == 3 else x
+            return packed(tf.reshape(x, [-1, self.length, x.shape[-1]]))
         if x.shape.rank == 2:
             return x
         if self._options.pooling == "CLS_TOKEN":
@@ -308,11 +315,21 @@ class ImageTower(Composite):
         return tf.reduce_mean(x, axis=axes)
 
 
+def _sizes(backbone: Backbone, shape: tuple[int, int, int], options: TowerOptions) -> tuple[int, int]:
+    """Return the number of positions of a sequence, 0 for pooled features, and the number of features of a picture."""
+    filters = int(backbone.model.output.shape[-1])
+    if options.pooling == POSITIONS:
+        _, *places, _ = backbone.model.compute_output_shape((1, *shape))
+        length = int(math.prod(places)) - (backbone.num_special if len(places) == 1 else 0)
+        return length, packed_width(length, filters)
+    return 0, filters + (options.descriptors.width(shape[2]) if options.descriptors is not None else 0)
+
+
 def _check_pooling(pooling: str, backbone: Backbone) -> None:
     rank = len(backbone.model.output.shape)
     if pooling == "CLS_TOKEN" and not (rank == 3 and backbone.num_special):
         raise BackboneError("pooling", "this backbone has no class token; choose AVG, MAX or GEM")
-    if rank == 2 and pooling != "AVG":
+    if rank == 2 and pooling not in ("AVG", POSITIONS):
         raise BackboneError(
             "pooling", f"{pooling} has no effect: the output of this backbone is already one vector per picture"
         )

@@ -31,7 +31,7 @@ class ItemFusion(Composite):
         self.parts = tuple(parts)
         self.width = sum(widths)
 
-    def call(self, vectors: Sequence[tf.Tensor]) -> tf.Tensor:
+    def call(self, vectors: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         """Return item vectors float32 `[U, D]` of the vectors `[U, W]` of each part."""
         return tf.concat(list(vectors), axis=1)
 
@@ -48,7 +48,7 @@ class _Weighted(ItemFusion):
         self.width = dim
         self._projections = [dense(dim, f"{part}_projection", 0.0, "tanh", "float32") for part in parts]
 
-    def call(self, vectors: Sequence[tf.Tensor]) -> tf.Tensor:
+    def call(self, vectors: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         values, weights = self._weighed(vectors)
         return tf.reduce_sum(values * weights, axis=1)
 
@@ -112,7 +112,7 @@ class QueryFusion(ItemFusion):
         self._hidden = dense(2 * dim, "hidden", 0.0, "gelu", "float32")
         self._dense = dense(dim, "dense", 0.0, dtype="float32")
 
-    def call(self, vectors: Sequence[tf.Tensor]) -> tf.Tensor:
+    def call(self, vectors: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         values = self._of_parts(self._values, vectors)
         attended = tf.einsum("uhqm,umhd->uqhd", self._attention(vectors), values)
         num_queries, dim = self._queries.shape
@@ -150,7 +150,7 @@ class BilinearFusion(ItemFusion):
         self._factors = [dense(rank, f"{part}_factor", 0.0, "tanh", "float32") for part in parts]
         self._product = dense(dim, "product", 0.0, dtype="float32")
 
-    def call(self, vectors: Sequence[tf.Tensor]) -> tf.Tensor:
+    def call(self, vectors: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         projected = [project(vector) for project, vector in zip(self._projections, vectors, strict=True)]
         factors = [factor(vector) for factor, vector in zip(self._factors, vectors, strict=True)]
         product = math.prod(factors[1:], start=factors[0])

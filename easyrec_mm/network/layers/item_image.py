@@ -20,17 +20,24 @@ class OrNothing(keras.layers.Layer):
       vector_name: name of the trained vector; "" for none: vectors then stay as they are.
       dropout: share of the items that get this vector in a training step, although they have the content.
       seed: seed of the random choice of these items.
+      length: positions of the packed sequences that the vectors are, see sequences.py; 0 for vectors. The trained
+        vector is then the only position of items without the content.
 
     Attributes:
       nothing: the trained vector, or None.
     """
 
-    def __init__(self, name: str, width: int, vector_name: str, dropout: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, width: int, vector_name: str, dropout: float = 0.0, seed: int = 0, length: int = 0
+    ) -> None:
         super().__init__(name=name, dtype="float32")
         self._dropout = dropout
+        # Numbers of the other positions.
+        self._padding = width - width // length if length else None
+        size = width // length - 1 if length else width
         self.nothing = None
         if vector_name:
-            self.nothing = self.add_weight(shape=(width,), initializer="zeros", name=vector_name, dtype="float32")
+            self.nothing = self.add_weight(shape=(size,), initializer="zeros", name=vector_name, dtype="float32")
         self._draws = keras.random.SeedGenerator(seed, name="modality_dropout") if dropout else None
         self.built = True
 
@@ -41,7 +48,20 @@ class OrNothing(keras.layers.Layer):
         if training and self._draws is not None:
             is_kept = keras.random.uniform(tf.shape(is_there), seed=self._draws) >= self._dropout
             is_there &= is_kept
-        return tf.where(is_there[:, None], vectors, tf.convert_to_tensor(self.nothing))
+        return tf.where(is_there[:, None], vectors, self.in_place())
+
+    def in_place(self) -> tf.Tensor:
+        """Return what stands in place of the vector of an item without the content, float32 `[D]`.
+
+        Raises:
+          ValueError: if there is no trained vector.
+        """
+        if self.nothing is None:
+            raise ValueError("no vector is trained for items without the content")
+        vector = tf.convert_to_tensor(self.nothing)
+        if self._padding is None:
+            return vector
+        return tf.pad(tf.concat([vector, [1.0]], 0), [[0, self._padding]])
 
 
 class ItemImage(OrNothing):
@@ -53,12 +73,19 @@ class ItemImage(OrNothing):
       has_no_image_vector: whether to train a vector for items without a picture.
       dropout: share of the images that get this vector in a training step, even with a picture.
       seed: seed of the random choice of these images.
+      length: see OrNothing.
     """
 
     def __init__(
-        self, width: int, pooling: str = "", has_no_image_vector: bool = False, dropout: float = 0.0, seed: int = 0
+        self,
+        width: int,
+        pooling: str = "",
+        has_no_image_vector: bool = False,
+        dropout: float = 0.0,
+        seed: int = 0,
+        length: int = 0,
     ) -> None:
-        super().__init__("item", width, "no_image" if has_no_image_vector else "", dropout, seed)
+        super().__init__("item", width, "no_image" if has_no_image_vector else "", dropout, seed, length)
         self._pooling = pooling
         self._hidden: keras.layers.Layer | None = None
         self._score: keras.layers.Layer | None = None

@@ -6,54 +6,31 @@ Shape legend: T texts, L tokens of a text, W words of a text, K numbers of a wor
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
 from dataclasses import asdict
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.data.batch import has_text
-from easyrec_mm.network.layers.backbone_stages import Stage, stages_of, variable_names
-from easyrec_mm.network.layers.composite import Composite
+from easyrec_mm.data.batch import has_content
+from easyrec_mm.network.layers.backbone_stages import stages_of, variable_names
+from easyrec_mm.network.layers.content_tower import ContentEncoder
+from easyrec_mm.network.layers.sequences import packed
 from easyrec_mm.network.layers.text_presets import load_text_preset
+from easyrec_mm.network.layers.transformer_block import transformer_block
 from easyrec_mm.network.layers.words import NOTHING, Words
 
 
-class TextEncoder(Composite):
-    """Maps texts to tokens, int32 with -1 in unused places, and these to features `[T, F]`.
+class TextEncoder(ContentEncoder):
+    """Prepares texts, string `[T]` of UTF-8, as tokens, int32 with -1 in unused places; an empty text has none."""
 
-    Attributes:
-      num_features: F.
-      token_shape: shape of the tokens of a text; None stands for any number.
-      stages: the parts of the encoder that can be frozen; () if it can only be trained as a whole.
-      source: text that determines the architecture and the tokens, for fingerprints.
-    """
+    prepared_dtype = tf.int32
 
-    num_features: int
-    token_shape: tuple[int | None, ...]
-    stages: tuple[Stage, ...] = ()
-    source: str
+    def empty(self) -> tf.Tensor:
+        return tf.constant([""])
 
-    @abstractmethod
-    def tokens(self, texts: tf.Tensor) -> tf.Tensor:
-        """Return the tokens of texts, string `[T]` of UTF-8: int32 `[T, *token_shape]`; an empty text has none."""
-
-    @abstractmethod
-    def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Return features `[T, F]` of tokens; T may be 0."""
-
-    def variable_names(self) -> dict[int, str]:
-        """Return id of each variable -> its name within the encoder."""
-        return variable_names(self)
-
-    def table(self) -> keras.Variable | None:
-        """Return the embedding table of words; None for an encoder without one."""
-        return None
-
-    def has_words(self, tokens: tf.Tensor) -> tf.Tensor:
-        """Return whether tokens are those of a text that is not empty: bool `[T]`."""
-        return tf.reduce_any(tf.reshape(tokens, [tf.shape(tokens)[0], -1]) >= 0, 1)
+    def is_there(self, prepared: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_any(tf.reshape(prepared, [tf.shape(prepared)[0], -1]) >= 0, 1)
 
 
 class WordEncoder(TextEncoder):
@@ -68,17 +45,20 @@ class WordEncoder(TextEncoder):
       dtype: Keras dtype policy of the blocks.
     """
 
+    takes_nothing = False
+
     def __init__(self, words: Words, dim: int, num_layers: int, num_heads: int, dropout: float, dtype: str) -> None:
         super().__init__(name="words", dtype=dtype)
         self._words = words
         self.num_features = dim
-        self.token_shape = (words.max_words, words.num_numbers)
+        self.prepared_shape = (words.max_words, words.num_numbers)
+        self.length = words.max_words
         self.source = json.dumps({"words": asdict(words), "layers": num_layers, "heads": num_heads}, sort_keys=True)
         start = keras.initializers.TruncatedNormal(stddev=1.0 / np.sqrt(dim))
         self._table = self.add_weight(
             shape=(words.num_rows, dim), initializer=start, dtype="float32", autocast=False, name="table"
         )
-        self._blocks = [_block(i, dim, num_heads, dropout, dtype) for i in range(num_layers)]
+        self._blocks = [transformer_block(i, dim, num_heads, dropout, dtype) for i in range(num_layers)]
         self._positions = None
         if num_layers:
             self._positions = self.add_weight(
@@ -86,24 +66,26 @@ class WordEncoder(TextEncoder):
                 dtype="float32", autocast=False, name="positions",
             )  # fmt: skip
 
-    def tokens(self, texts: tf.Tensor) -> tf.Tensor:
-        return self._words.numbers(texts)
+    def prepare(self, values: tf.Tensor) -> tf.Tensor:
+        return self._words.numbers(values)
 
-    def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
-        is_used = tokens >= 0  # [T, W, K]
+    def call(self, prepared: tf.Tensor, training: bool = False, as_sequence: bool = False) -> tf.Tensor:
+        is_used = prepared >= 0  # [T, W, K]
         # Only rows that are used are looked up: most places of short texts are not.
         places = tf.where(is_used)
-        rows = tf.gather(tf.convert_to_tensor(self._table), tf.gather_nd(tokens, places))
-        num_texts, max_words = tf.shape(tokens, tf.int64)[0], self._words.max_words
-        if not self._blocks:
+        rows = tf.gather(tf.convert_to_tensor(self._table), tf.gather_nd(prepared, places))
+        num_texts, max_words = tf.shape(prepared, tf.int64)[0], self._words.max_words
+        if not self._blocks and not as_sequence:
             return tf.math.unsorted_segment_mean(rows, places[:, 0], num_texts)
         words = tf.math.unsorted_segment_mean(rows, places[:, 0] * max_words + places[:, 1], num_texts * max_words)
         words = tf.reshape(words, [-1, max_words, self.num_features])
         is_word = tf.reduce_any(is_used, 2)
-        x = tf.cast(words + tf.convert_to_tensor(self._positions), self.compute_dtype)
+        if self._positions is not None:
+            words += tf.convert_to_tensor(self._positions)
+        x = tf.cast(words, self.compute_dtype)
         for block in self._blocks:
             x = block(x, padding_mask=is_word, training=training)
-        return _masked_mean(x, is_word)
+        return packed(x, is_word) if as_sequence else _masked_mean(x, is_word)
 
     def table(self) -> keras.Variable | None:
         return self._table
@@ -130,18 +112,21 @@ class PresetEncoder(TextEncoder):
         self.stages = stages_of(loaded.model)
         self.source = f"{loaded.source} {pooling}"
         self._pooling = pooling
-        self.token_shape = (max_tokens,)
+        self.prepared_shape = (max_tokens,)
+        self.length = max_tokens
         self.num_features = int(loaded.model.output.shape[-1])
 
-    def tokens(self, texts: tf.Tensor) -> tf.Tensor:
+    def prepare(self, values: tf.Tensor) -> tf.Tensor:
         # An empty text has no tokens, not even the special ones.
-        return tf.where(has_text(texts)[:, None], self._tokenize(texts), NOTHING)
+        return tf.where(has_content(values)[:, None], self._tokenize(values), NOTHING)
 
-    def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
-        is_used = tokens >= 0  # [T, L]
-        ids = tf.where(is_used, tokens, self._padding)
+    def call(self, prepared: tf.Tensor, training: bool = False, as_sequence: bool = False) -> tf.Tensor:
+        is_used = prepared >= 0  # [T, L]
+        ids = tf.where(is_used, prepared, self._padding)
         inputs: dict[str, tf.Tensor] = {"token_ids": ids, "padding_mask": is_used, "segment_ids": tf.zeros_like(ids)}
         x = self.backbone({name: inputs[name] for name in self._inputs}, training=training)
+        if as_sequence:
+            return packed(x, is_used)
         if self._pooling == "CLS_TOKEN":
             return x[:, 0]
         if self._pooling == "MAX":
@@ -150,20 +135,6 @@ class PresetEncoder(TextEncoder):
 
     def variable_names(self) -> dict[int, str]:
         return variable_names(self.backbone)
-
-
-def _block(number: int, dim: int, num_heads: int, dropout: float, dtype: str) -> keras.layers.Layer:
-    import keras_hub  # takes half a second, and only some encoders need it
-
-    return keras_hub.layers.TransformerEncoder(
-        4 * dim,
-        num_heads,
-        dropout=dropout,
-        activation="gelu",
-        normalize_first=True,
-        name=f"block_{number}",
-        dtype=dtype,
-    )
 
 
 def _masked_mean(x: tf.Tensor, is_used: tf.Tensor) -> tf.Tensor:
