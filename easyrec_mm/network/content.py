@@ -146,14 +146,14 @@ def content_parts(network: E2E_MM_DBMTL, schema: Schema, dtype: str, seed: int) 
       ConfigError: see `text_tower`.
     """
     parts: dict[str, ContentPart] = {}
+    # Seeds of their own, other than that of pictures, so that not all contents of an item are replaced together.
     if TEXT in schema.contents:
         settings = network.text_model
         trainable = TextModel.Trainable.Name(settings.trainable)
-        parts[TEXT] = ContentPart(TEXT, text_tower(settings, dtype, is_joint(network)), settings, seed, trainable)
-    for number, model in enumerate(network.vector_model, 1):
+        parts[TEXT] = ContentPart(TEXT, text_tower(settings, dtype, is_joint(network)), settings, seed + 1, trainable)
+    for number, model in enumerate(network.vector_model, 2):
         kind = vector_kind(model.feature_name)
         encoder = VectorEncoder(schema.contents[kind].num_numbers, dtype)
-        # Another seed for each, so that not all contents of an item are replaced together.
         tower = ContentTower(kind, encoder, model.dim, dtype, is_sequence=is_joint(network))
         parts[kind] = ContentPart(kind, tower, model, seed + number)
     return parts
