@@ -1,4 +1,4 @@
-"""Extracts vectors of pictures and texts by any encoder, into stores and files."""
+"""Extracts vectors of pictures, texts and sounds by any encoder, into stores and files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def extract(
     text_column: str | Iterable[str] = (),
     **settings: Any,
 ) -> list[Extracted]:
-    """Encode pictures or texts, and write their vectors, as `easyrec-mm extract` does.
+    """Encode pictures, texts or sounds, and write their vectors, as `easyrec-mm extract` does.
 
     Args:
-      items: pictures, or tables and lists with paths or texts; globs and lists of them; or a DataFrame.
+      items: pictures or sounds, or tables and lists with paths or texts; globs and lists of them; or a DataFrame.
       preprocessing: settings of a preprocessing file, or the path of one.
       layers: names of layers; by default the output of the encoder.
       text_column: columns of texts.

@@ -35,7 +35,7 @@ def add_flags(parser: f.Parser) -> None:
         "--input",
         metavar="P",
         default="",
-        help="pictures, or a .txt, .csv, .parquet or grouped samples with paths or texts; globs and lists with commas",
+        help="pictures or sounds, or a .txt, .csv, .parquet or grouped samples with paths or texts; globs and lists with commas",
     )
     f.add_image_root_flag(parser)
     add("--key_column", metavar="C", default="", help="column of the keys")
@@ -115,7 +115,7 @@ def _run_on_spark(flags: f.Flags, plan: list[Extraction]) -> list[Extracted]:
 
 def _print(extracted: Extracted, bad_items: str) -> None:
     result, place = extracted.result, extracted.place
-    unit = "pictures" if extracted.kind == "image" else "texts"
+    unit = {"image": "pictures", "text": "texts", "audio": "sounds"}[extracted.kind]
     if not result.generation:
         state = f"{place} was complete"
     elif "://" in place and not place.endswith((".parquet", ".npy")):

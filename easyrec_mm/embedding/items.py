@@ -21,7 +21,7 @@ from easyrec_mm.data.plain_pictures import FIRST_BYTES, format_of
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.features.field import Field
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
-from easyrec_mm.files.data_names import PICTURES_ENDING, is_meant, is_picture
+from easyrec_mm.files.data_names import PICTURES_ENDING, is_meant, is_picture, is_sound
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.files.opening import open_binary, opened_at
 from easyrec_mm.formats.checks import Problem, column_place, shown
@@ -207,8 +207,8 @@ def _is_meant(path: str, pattern: str) -> bool:
 
 
 def _are_pictures(files: Sequence[str]) -> bool:
-    """Return whether these files are pictures, with perhaps other files among them, which are bad pictures then."""
-    if any(map(is_picture, files)):
+    """Return whether these files are pictures or sounds, with perhaps others among them, which are bad ones then."""
+    if any(is_picture(path) or is_sound(path) for path in files):
         return True
     if _LIST_ENDINGS & {Path(path).suffix.lower() for path in files}:
         return False

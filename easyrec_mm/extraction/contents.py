@@ -1,17 +1,19 @@
-"""The items of an input, and the contents of their pictures or texts.
+"""The items of an input, and the contents of their pictures, texts or sounds.
 
-To add a kind of content, such as sounds, add its reader to CONTENTS and its preparation to encoders.py.
+To add a kind of content, add its reader to CONTENTS and its preparation to encoders.py.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
 from easyrec_mm.data.packed_pictures import PackedPictures, path_in
 from easyrec_mm.data.picture_reader import PictureReader
+from easyrec_mm.data.sounds import MOST_BYTES
 from easyrec_mm.embedding.items import Item, Items, read_items
 from easyrec_mm.errors import UserError
 from easyrec_mm.extraction.encoders import MAX_PIXELS
@@ -19,7 +21,9 @@ from easyrec_mm.extraction.networks import Kind
 from easyrec_mm.extraction.plan import Extraction
 from easyrec_mm.features.field import Field
 from easyrec_mm.features.text_feature import TextFeature
+from easyrec_mm.files import join
 from easyrec_mm.files.local_copies import local_copies
+from easyrec_mm.files.picture_files import read_begin
 from easyrec_mm.schema import NO_IMAGE, RowLayout, Schema
 
 # Columns of pictures and texts in lists of lines, which have no columns.
@@ -27,6 +31,8 @@ _PATH, _TEXT = "path", "text"
 _LINES = ".txt"
 # Characters of a text in a list of bad items.
 _MOST_SHOWN = 80
+# Sounds that are read at a time, most of which wait for a remote place.
+_NUM_READS = 16
 
 
 class Contents(NamedTuple):
@@ -40,7 +46,7 @@ class Contents(NamedTuple):
     read: Callable[[Extraction], Callable[[Sequence[Item]], tuple[list[bytes], dict[int, str]]]]
 
 
-def _pictures(extraction: Extraction) -> Items:
+def _files(extraction: Extraction) -> Items:
     key, path = extraction.key_column, extraction.path_column
     schema = _schema(key or path or _PATH, None)
     return read_items(extraction.input, schema, extraction.image_root, key or path or _PATH, path)
@@ -90,6 +96,18 @@ def _picture_reader(extraction: Extraction) -> Callable[[Sequence[Item]], tuple[
     return read
 
 
+def _sound_reader(extraction: Extraction) -> Callable[[Sequence[Item]], tuple[list[bytes], dict[int, str]]]:
+    pool = ThreadPoolExecutor(_NUM_READS, "sounds")
+
+    def read(items: Sequence[Item]) -> tuple[list[bytes], dict[int, str]]:
+        paths = [join(extraction.image_root, item.path) for item in items]
+        found = list(pool.map(lambda path: read_begin(path, MOST_BYTES), paths))
+        problems = {row: content for row, content in enumerate(found) if isinstance(content, str)}
+        return [b"" if isinstance(content, str) else content for content in found], problems
+
+    return read
+
+
 def _text_reader(extraction: Extraction) -> Callable[[Sequence[Item]], tuple[list[bytes], dict[int, str]]]:
     def read(items: Sequence[Item]) -> tuple[list[bytes], dict[int, str]]:
         return [" ".join(item.fields).encode("utf-8", "surrogateescape") for item in items], {}
@@ -98,12 +116,15 @@ def _text_reader(extraction: Extraction) -> Callable[[Sequence[Item]], tuple[lis
 
 
 CONTENTS: dict[Kind, Contents] = {
-    "image": Contents(_pictures, _picture_reader),
+    "image": Contents(_files, _picture_reader),
     "text": Contents(_texts, _text_reader),
+    "audio": Contents(_files, _sound_reader),
 }
 
 
 def shown_content(item: Item, kind: Kind) -> str:
     """Return what lists of bad items call the content of an item."""
-    text = item.path if kind == "image" else " ".join(item.fields).strip()
-    return text if len(text) <= _MOST_SHOWN or kind == "image" else f"{text[:_MOST_SHOWN]}..."
+    if kind != "text":
+        return item.path
+    text = " ".join(item.fields).strip()
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

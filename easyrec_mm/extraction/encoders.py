@@ -1,7 +1,6 @@
 """Encoders: contents of items -> inputs of a network -> outputs of its layers -> vectors.
 
-A network (networks.py) is one of NETWORKS; how contents become its inputs depends on what it takes. Sounds need a
-preparation of their own here, and a reader in contents.py.
+A network (networks.py) is one of NETWORKS; how contents become its inputs depends on what it takes.
 """
 
 from __future__ import annotations
@@ -23,11 +22,14 @@ from easyrec_mm.extraction.pictures import PicturePreparation
 from easyrec_mm.extraction.plan import Extraction
 from easyrec_mm.extraction.preprocessing import Settings
 from easyrec_mm.extraction.saved_model_network import SavedModelNetwork
+from easyrec_mm.extraction.sounds import SoundPreparation
 from easyrec_mm.extraction.texts import RawPreparation, TextPreparation
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 MAX_PIXELS = DatasetConfig().max_image_pixels
 _BATCH, _PIXELS_AT_A_TIME = 64, 64 * 224 * 224
+# Sounds are longer than texts and larger than pictures.
+_SOUNDS_AT_A_TIME = 16
 
 
 class Preparation(Protocol):
@@ -72,6 +74,8 @@ class Encoder:
         self.layers = network.layers
         size = prepare.settings.size
         self.batch_size = max(_BATCH, min(256, _PIXELS_AT_A_TIME // (size[0] * size[1]))) if size else _BATCH
+        if self.kind == "audio":
+            self.batch_size = _SOUNDS_AT_A_TIME
         try:
             outputs = self._outputs(prepare.example().arrays)
             # A layer that has several vectors has their mean if the settings do not say it.
@@ -90,9 +94,21 @@ class Encoder:
         outputs = self._outputs(prepared.arrays)
         settings = self.prepare.settings
         return [
-            vectors_of(output, prepared.mask, replace(settings, pooling=pooling), f"{self._what}: layer '{layer}'")
+            vectors_of(
+                output,
+                self._mask_of(output, prepared.mask),
+                replace(settings, pooling=pooling),
+                f"{self._what}: layer '{layer}'",
+            )
             for layer, output, pooling in zip(self.layers, outputs, self._poolings, strict=True)
         ]
+
+    def _mask_of(self, output: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any] | None:
+        """Return the mask at the positions of an output; the layers of a network of sounds may have fewer than it."""
+        if self.kind != "audio" or mask is None or np.ndim(output) != 3:
+            return None if self.kind == "audio" else mask
+        number = np.shape(output)[1]
+        return mask[:, np.arange(number) * mask.shape[1] // number]
 
     def _outputs(self, arrays: Arrays) -> list[NDArray[Any]]:
         size = self._network.fixed_batch
@@ -133,7 +149,7 @@ def vectors_of(output: NDArray[Any], mask: NDArray[Any] | None, settings: Settin
 
     Args:
       output: vectors `[N, D]`, tokens `[N, T, D]`, or maps `[N, H, W, D]`, or `[N, D, H, W]` with layout: NCHW.
-      mask: bool `[N, T]` for tokens of texts: those that are used.
+      mask: bool `[N, T]` for tokens of texts and positions of sounds: those that are used.
       settings: their pooling and normalize are applied.
       place: the layer, for messages.
 
@@ -188,8 +204,9 @@ def open_encoder(extraction: Extraction, num_threads: int = 0) -> Encoder:
     settings = extraction.preprocessing
     network = NETWORKS[kind](extraction, num_threads)
     settings.require_only(kind_of(network.inputs), what)
-    if extraction.text_column and kind_of(network.inputs) == "image":
-        raise UserError(f"--text_column: has no effect, because {what} takes pictures; remove it")
+    if extraction.text_column and kind_of(network.inputs) != "text":
+        contents = {"image": "pictures", "audio": "sounds"}[kind_of(network.inputs)]
+        raise UserError(f"--text_column: has no effect, because {what} takes {contents}; remove it")
     return Encoder(what, network, _preparation(network, settings, extraction, what))
 
 
@@ -198,12 +215,14 @@ def _preparation(network: Network, settings: Settings, extraction: Extraction, w
     raw = [role for role in ("contents", "texts") if role in inputs]
     if raw:
         return RawPreparation(raw[0], settings)
+    if isinstance(network, KerasNetwork):
+        settings = settings.over(network.settings())
+    if kind_of(inputs) == "audio":
+        return SoundPreparation(inputs, settings, what)
     if kind_of(inputs) == "text":
         if "token_ids" not in inputs:
             raise UserError(f"{what}: none of its inputs stands for token_ids; say which (inputs in --preprocessing)")
         return TextPreparation(inputs, settings, extraction.preset, what)
-    if isinstance(network, KerasNetwork):
-        settings = settings.over(network.settings())
     return PicturePreparation(inputs, settings, MAX_PIXELS, what)
 
 

@@ -34,7 +34,7 @@ from easyrec_mm.extraction.plan import Extraction
 from easyrec_mm.store.records import NO_CONTENT, content_hash
 from easyrec_mm.tasks import Task
 
-_CONTENT_OF: dict[Kind, str] = {"image": "picture", "text": "text"}
+_CONTENT_OF: dict[Kind, str] = {"image": "picture", "text": "text", "audio": "sound"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _extract_one(
 def _require_valid(written: Written, kind: Kind, outputs: Sequence[Output], options: ExtractOptions) -> None:
     if share := too_many_bad(written.result, options.max_bad_share):
         places = ", ".join(output.place for output in outputs)
-        where = "--image_root" if kind == "image" else "--text_column"
+        where = "--text_column" if kind == "text" else "--image_root"
         raise UserError(
             f"{share} have no valid {_CONTENT_OF[kind]}, more than --max_bad_share ({options.max_bad_share}); "
             f"{places}: not finished. Check {where} and the list {options.bad_items}. The first: {written.first_bad}"

@@ -1,4 +1,4 @@
-"""Networks from presets of keras-hub: any layer of a backbone of pictures or texts."""
+"""Networks from presets of keras-hub: any layer of a backbone of pictures or texts, or of the encoder of Whisper."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.extraction.networks import Arrays, Input, missing_layer
+from easyrec_mm.extraction.networks import Arrays, Input, kind_of, missing_layer
 from easyrec_mm.extraction.preprocessing import Settings
 from easyrec_mm.network.layers.backbones import IMAGENET, architecture, in_dtype
-from easyrec_mm.network.layers.presets import PresetError, image_converter, load_backbone, normalisation, only_image
+from easyrec_mm.network.layers.presets import (
+    PresetError,
+    converter_of,
+    image_converter,
+    load_backbone,
+    normalisation,
+    only_image,
+)
 from easyrec_mm.weights.catalog import CATALOG, preset_location
 
 _ROLES = {"token_ids", "padding_mask", "segment_ids"}
+# Input of a backbone whose encoder takes spectrograms, and the output of this encoder.
+_SPECTROGRAM, _ENCODED = "encoder_features", "encoder_sequence_output"
 
 
 class KerasNetwork:
@@ -44,13 +53,17 @@ class KerasNetwork:
             raise UserError(f"--preset {preset}: is not on this machine yet; run: easyrec-mm weights fetch {preset}")
         try:
             built = load_backbone(self.folder)
-            is_text = isinstance(built.input, dict) and "token_ids" in built.input and len(built.input) <= len(_ROLES)
-            built = in_dtype(built if is_text else only_image(built, preset), "float32")
+            takes = set(built.input) if isinstance(built.input, dict) else set()
+            is_text, is_audio = "token_ids" in takes and len(takes) <= len(_ROLES), _SPECTROGRAM in takes
+            built = in_dtype(built if is_text or is_audio else only_image(built, preset), "float32")
         except PresetError as error:
             raise UserError(f"--preset {error}") from error
         if is_text:
             named: Any = dict(built.input)
             self.inputs: Mapping[str, Input] = {role: Input(role, (None,), "int32") for role in named}
+        elif is_audio:
+            named = built.input[_SPECTROGRAM]
+            self.inputs = {"log_mel": Input("log_mel", tuple(named.shape[1:]), "float32")}
         else:
             named = built.inputs[0]
             self.inputs = {"pixels": Input("pixels", tuple(named.shape[1:]), "float32")}
@@ -68,7 +81,7 @@ class KerasNetwork:
         model = keras.Model(named, outputs)
 
         def run(arrays: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-            outputs = model(arrays if is_text else arrays["pixels"], training=False)
+            outputs = model(arrays if is_text else next(iter(arrays.values())), training=False)
             return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
         # Of any batch and any length, so that it is traced once, before the first batch.
@@ -85,16 +98,28 @@ class KerasNetwork:
         return [np.asarray(output) for output in outputs]
 
     def settings(self) -> Settings:
-        """Return how the preset's own image converter prepares pictures.
+        """Return how the preset's own converter prepares pictures or sounds; its tokenizer is part of the network.
 
         Raises:
           UserError: if the converter cannot be read.
         """
+        settings = {"image": self._of_pictures, "audio": self._of_sounds, "text": Settings}[kind_of(self.inputs)]
         try:
-            converter = image_converter(self.folder)
-            scale, offset = (normalisation(self.folder) if converter else None) or IMAGENET
+            return settings()
         except PresetError as error:
             raise UserError(f"--preset {error}") from error
+
+    def _of_sounds(self) -> Settings:
+        converter = converter_of(self.folder, "audio_converter.json", "AudioConverter")
+        if converter is None:
+            shape = self.inputs["log_mel"].shape
+            return Settings(num_mels=shape[1] if shape else None)
+        seconds = float(converter.max_audio_length)
+        return Settings(sample_rate=converter.sampling_rate, max_seconds=seconds, num_mels=converter.num_mels)
+
+    def _of_pictures(self) -> Settings:
+        converter = image_converter(self.folder)
+        scale, offset = (normalisation(self.folder) if converter else None) or IMAGENET
         height, width = self._height_and_width
         size = (height, width) if height and width else None
         if converter is None:
@@ -114,5 +139,5 @@ class KerasNetwork:
 def _last(output: Any) -> keras.KerasTensor:
     """Return the output that is used of a model which may have several, as of the stages of a backbone."""
     if isinstance(output, dict):
-        return output.get("sequence_output", [*output.values()][-1])
+        return output[_ENCODED] if _ENCODED in output else output.get("sequence_output", [*output.values()][-1])
     return output

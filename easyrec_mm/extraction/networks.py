@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import UserError
 
-Kind = Literal["image", "text"]
+Kind = Literal["image", "text", "audio"]
 # The usual names of inputs, by their roles.
 _USUAL = {
     "token_ids": ("token_ids", "input_ids"),
     "padding_mask": ("padding_mask", "attention_mask"),
     "segment_ids": ("segment_ids", "token_type_ids"),
+    "log_mel": ("encoder_features", "input_features"),
+    "samples": ("input_values", "waveform"),
 }
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -36,7 +38,11 @@ class Input(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """N contents, ready for a network: its inputs by role; for tokens `[N, L]`, which of them are those of the text."""
+    """N contents, ready for a network: its inputs by role.
+
+    mask  bool `[N, L]`: which tokens are those of the text, or which of L equal parts of the time have the sound; None
+          for pictures
+    """
 
     arrays: Arrays
     mask: NDArray[Any] | None = None
@@ -82,7 +88,8 @@ def by_role(inputs: Iterable[Input], names: Mapping[str, str] | None, what: str)
         chosen = {role: by_name[name] for role, usual in _USUAL.items() for name in usual if name in by_name}
         if not chosen and len(by_name) == 1:
             (only,) = by_name.values()
-            chosen = {("contents" if only.dtype == "str" else "pixels"): only}
+            of_shape = {1: "samples", 2: "log_mel"}.get(len(only.shape or ()), "pixels")
+            chosen = {("contents" if only.dtype == "str" else of_shape): only}
     left = sorted(set(by_name) - {one.name for one in chosen.values()})
     if left:
         raise UserError(
@@ -94,6 +101,8 @@ def by_role(inputs: Iterable[Input], names: Mapping[str, str] | None, what: str)
 
 def kind_of(inputs: Mapping[str, Input]) -> Kind:
     """Return what a network with these inputs encodes."""
+    if {"samples", "log_mel"} & set(inputs):
+        return "audio"
     return "image" if {"pixels", "contents"} & set(inputs) else "text"
 
 

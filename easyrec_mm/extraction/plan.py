@@ -28,10 +28,10 @@ class Extraction:
     name           name of the encoder; by default that of its file or folder
     preset         a preset of keras-hub, saved_model a folder, onnx a file: exactly one of them
     preprocessing  see preprocessing.py
-    input          pictures, or tables and lists with paths or texts, as `embed` takes them
-    image_root     folder to which paths of pictures are relative
+    input          pictures or sounds, or tables and lists with paths or texts, as `embed` takes them
+    image_root     folder to which paths of pictures or sounds are relative
     key_column     column of the keys
-    path_column    column of the paths of pictures
+    path_column    column of the paths of pictures or sounds
     text_column    columns of the texts, which are joined by a space
     store          URI of a store, output a file .parquet or .npy: exactly one of them
     dtype          number format of stored vectors

@@ -22,12 +22,20 @@ Layout = Literal["NHWC", "NCHW"]
 Pooling = Literal["mean", "max", "cls", "flatten"]
 Normalize = Literal["l2", "none"]
 
-# What inputs of networks stand for: pixels or file contents of pictures; tokens or the text itself.
-ROLES = ("pixels", "contents", "token_ids", "padding_mask", "segment_ids", "texts")
+# What inputs of networks stand for: pixels or file contents of pictures; tokens or the text itself; samples of sounds
+# or their spectrogram.
+ROLES = ("pixels", "contents", "token_ids", "padding_mask", "segment_ids", "texts", "samples", "log_mel")
 _EXAMPLE = "size: [224, 224]"
+# Of a sound, all of which is held in memory as samples.
+MOST_SECONDS = 600
 _OF_PICTURES = ("size", "fit", "resize_to", "resize", "antialias", "resampler", "mean", "std", "scale", "offset",
                 "channels", "layout")  # fmt: skip
-_OF_TEXTS = ("tokenizer", "max_tokens")
+# Settings of one kind of content, and what it is called.
+_OF_KIND = {
+    "image": (_OF_PICTURES, "pictures"),
+    "text": (("tokenizer", "max_tokens"), "texts"),
+    "audio": (("sample_rate", "max_seconds", "num_mels"), "sounds"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,9 @@ class Settings:
     layout      where the channels are: NHWC last, NCHW first
     tokenizer   a tokenizer.json of Hugging Face's tokenizers, or a text preset
     max_tokens  tokens of a text that count, with special ones
+    sample_rate samples of a sound per second
+    max_seconds the beginning of a sound that counts
+    num_mels    mel bands of a spectrogram
     signature   of a SavedModel
     inputs      role of an input -> its name in the network
     layers      names of the outputs or inner layers
@@ -67,6 +78,9 @@ class Settings:
     layout: Layout | None = None
     tokenizer: str | None = None
     max_tokens: int | None = None
+    sample_rate: int | None = None
+    max_seconds: float | None = None
+    num_mels: int | None = None
     signature: str | None = None
     inputs: Mapping[str, str] | None = None
     layers: tuple[str, ...] = ()
@@ -89,14 +103,15 @@ class Settings:
         return values
 
     def require_only(self, kind: str, place: str) -> None:
-        """Check that no setting is one of the other kind of content.
+        """Check that no setting is one of another kind of content.
 
         Raises:
           ConfigError: if one is.
         """
-        for name in _OF_TEXTS if kind == "image" else _OF_PICTURES:
+        contents = _OF_KIND[kind][1]
+        others = [name for other, (names, _) in _OF_KIND.items() if other != kind for name in names]
+        for name in others:
             if getattr(self, name) is not None:
-                contents = "pictures" if kind == "image" else "texts"
                 raise ConfigError(f"{place}: {name} has no effect, because the encoder takes {contents}; remove it")
 
 
@@ -173,7 +188,11 @@ def _value(name: str, value: Any, place: str) -> Any:
         if len(sizes) != 2 or not all(_is_count(side) for side in sizes):
             raise ConfigError(f"{place}: is {value!r}; give [height, width]")
         return tuple(sizes)
-    if name in ("resize_to", "max_tokens"):
+    if name == "max_seconds":
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MOST_SECONDS:
+            raise ConfigError(f"{place}: is {value!r}; give a number of seconds, at most {MOST_SECONDS}")
+        return float(value)
+    if name in ("resize_to", "max_tokens", "sample_rate", "num_mels"):
         if not _is_count(value):
             raise ConfigError(f"{place}: is {value!r}; give a whole number, 1 or more")
     elif name == "antialias":

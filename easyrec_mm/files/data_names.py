@@ -8,6 +8,7 @@ _PICTURE_ENDINGS = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"),
     *(".heic", ".heif", ".ico", ".jxl", ".svg", ".tif", ".tiff"),  # which are bad pictures
 )
+_SOUND_ENDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 # Ending of a tar file with the pictures of the data file beside it.
 PICTURES_ENDING = ".pictures.tar"
 # Reports that `group` and `convert` write beside the data.
@@ -25,6 +26,11 @@ def is_data(path: str) -> bool:
 def is_picture(path: str) -> bool:
     """Return whether a file is a picture, according to its name."""
     return path.lower().endswith(_PICTURE_ENDINGS)
+
+
+def is_sound(path: str) -> bool:
+    """Return whether a path ends as those of sounds do."""
+    return path.lower().endswith(_SOUND_ENDINGS)
 
 
 def is_meant(path: str, pattern: str) -> bool:

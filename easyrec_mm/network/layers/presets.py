@@ -67,19 +67,24 @@ def image_converter(preset: str) -> Any:
     Raises:
       PresetError: if it cannot be read.
     """
+    return converter_of(preset, "image_converter.json", "ImageConverter")
+
+
+def converter_of(preset: str, file: str, kind: str) -> Any:
+    """Return a converter of a preset by its file and the name of its class in keras_hub.layers; see image_converter."""
     import keras_hub  # takes half a second, and only some backbones need it
 
     folder = Path(preset)
     try:
         with quiet():
             if folder.is_dir():
-                text = (folder / "image_converter.json").read_text(encoding="utf-8")
+                text = (folder / file).read_text(encoding="utf-8")
                 return keras.saving.deserialize_keras_object(json.loads(text))
-            return keras_hub.layers.ImageConverter.from_preset(preset)
+            return getattr(keras_hub.layers, kind).from_preset(preset)
     except FileNotFoundError:
         return None
     except Exception as error:  # keras-hub and Keras raise many types of errors for an unknown file
-        raise PresetError(f"'{preset}': image_converter.json cannot be read: {first_line(error)}") from error
+        raise PresetError(f"'{preset}': {file} cannot be read: {first_line(error)}") from error
 
 
 def _per_channel(value: float | list[float] | None, neutral: float) -> tuple[float, ...]:
