@@ -35,7 +35,8 @@ def add_flags(parser: f.Parser) -> None:
         "--input",
         metavar="P",
         default="",
-        help="pictures or sounds, or a .txt, .csv, .parquet or grouped samples with paths or texts; globs and lists with commas",
+        help="pictures or sounds, or a .txt, .csv, .parquet or grouped samples with paths or texts; globs and lists "
+        "with commas",
     )
     f.add_image_root_flag(parser)
     add("--key_column", metavar="C", default="", help="column of the keys")
