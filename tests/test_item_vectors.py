@@ -11,6 +11,7 @@ import tensorflow as tf
 from flow_helpers import run
 from training_helpers import NUM_GROUPS, Training, make_training_data, optimizer, use_backbone_of_three_stages
 
+import easyrec_mm as er
 from easyrec_mm.cli.main import main
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
@@ -191,6 +192,18 @@ def test_exports_and_embedding_agree_with_the_network(data, trained, tmp_path):
     assert (
         '"path": "i6", "problem": "feature \'keyed\': its store has no vector' in (tmp_path / "bad.jsonl").read_text()
     )
+    (tmp_path / "moved").mkdir()
+    row = next(row for row in rows if row["path"])
+    query = {
+        "picture": data.folder / row["path"], "fields": {"item": row["item"], "look": row["look"]},
+        "img_model_dir": trained.out / "img", "top_k": 1,
+    }  # fmt: skip
+    found = er.search(store, **query, vector_stores={"keyed": load_store(tmp_path / "moved")})
+    assert found["key"].tolist() == [row["key"]]
+    assert found["distance"][0] == pytest.approx(0, abs=1e-4)
+    other = load_store(tmp_path, origin="other words", seed=1)
+    with pytest.raises(er.UserError, match="not the vectors that the model was trained with"):
+        er.search(store, **query, vector_stores={"keyed": other})
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ class Index:
       similarity: "centred": cosine of the vectors less the mean of all; "whitened": also with the same variance in all
         directions; "cosine": as they are stored.
       kind: "exact", "hnsw", "ivf", or "auto": exact up to a million items, ivf above.
+      vector_stores: feature of a model -> URI of the store of its vectors, if it differs from that in the config.
 
     Raises:
       UserError: if the store, a model or the metadata cannot be used.
@@ -53,10 +54,11 @@ class Index:
         metadata_key: str = "",
         similarity: SimilarityName = "centred",
         kind: IndexKind = "auto",
+        vector_stores: Mapping[str, str] | None = None,
     ) -> None:
         _require_choices(similarity, kind, "Index: kind")
         table = _table(metadata, metadata_key)
-        self._searcher = _searcher(store, image_model, rec_model, similarity, kind, table)
+        self._searcher = _searcher(store, image_model, rec_model, similarity, kind, table, vector_stores)
         self._searcher.load()
 
     def search(
@@ -138,6 +140,7 @@ def search(
     similarity: SimilarityName = "centred",
     index: IndexKind = "auto",
     image: str | os.PathLike[str] = "",
+    vector_stores: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Return the items nearest to a picture, a text or an item, by an `Index` that is opened for one search.
 
@@ -147,7 +150,7 @@ def search(
       picture, text: one of them or both, and
       img_model_dir: folder of the image model that computed the store's vectors.
       top_k: how many items to return.
-      metadata, metadata_key, similarity: see Index.
+      metadata, metadata_key, similarity, vector_stores: see Index.
       fields, filter, request, candidates, rank_by: see Index.search.
       rec_model_dir: folder of the exported rec model, if that is to rank.
       index: kind of the index, see Index.
@@ -164,7 +167,8 @@ def search(
     top_k = POSITIVE.checked(top_k, "search: top_k")
     ranking = ranking_of(request, candidates, rank_by)
     table = _table(metadata, metadata_key)
-    with closing(_searcher(store, img_model_dir, rec_model_dir, similarity, index, table)) as searcher:
+    models = img_model_dir, rec_model_dir
+    with closing(_searcher(store, *models, similarity, index, table, vector_stores)) as searcher:
         return _frame(searcher.search(sought, top_k, filter, ranking), searcher.options, ranking)
 
 
@@ -225,11 +229,13 @@ def _searcher(
     similarity: SimilarityName,
     kind: IndexKind,
     metadata: Metadata | None,
+    vector_stores: Mapping[str, str] | None,
 ) -> Searcher:
     from easyrec_mm.retrieval.searcher import Searcher, SearchOptions
 
     models = path_text(image_model, "search: image model"), path_text(rec_model, "search: rec model")
-    return Searcher(SearchOptions(path_text(store, "search: store"), *models, similarity, kind, metadata))
+    uri, stores = path_text(store, "search: store"), _dict(vector_stores, "vector_stores")
+    return Searcher(SearchOptions(uri, *models, similarity, kind, metadata, stores))
 
 
 def _require_choices(similarity: object, kind: object, name: str) -> None:

@@ -52,6 +52,7 @@ def add_flags(parser: f.Parser) -> None:
         default=[],
         help="a field that the image model reads in addition, such as the category; may be repeated",
     )
+    f.add_vector_store_flag(parser)
     add("--top_k", metavar="N", type=f.positive, default=12, help="items to find (default 12)")
     _add_metadata_flags(parser)
     _add_ranking_flags(parser)
@@ -126,7 +127,13 @@ def run(flags: f.Flags) -> int:
         metadata.require(flags.metadata_picture, "--metadata_picture")
     ranking = _ranking(flags)
     options = SearchOptions(
-        flags.store, flags.img_model_dir, flags.rec_model_dir, flags.similarity, flags.index, metadata
+        flags.store,
+        flags.img_model_dir,
+        flags.rec_model_dir,
+        flags.similarity,
+        flags.index,
+        metadata,
+        f.vector_stores_of(flags),
     )
     searcher = Searcher(options)
     try:

@@ -58,18 +58,20 @@ class Encoder:
 
     Args:
       folder: an exported image model.
+      vector_stores: feature -> URI of the store of its vectors, if it differs from that in the config.
 
     Raises:
       ExportError: if the folder contains no image model.
+      StoreError: if a store of vectors cannot be reached.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, vector_stores: Mapping[str, str]) -> None:
         import_tensorflow()
         from easyrec_mm.data.picture_reader import PictureReader
         from easyrec_mm.embedding.image_model import PictureEmbedder
 
         self._folder = folder
-        self._embedder = PictureEmbedder(folder)
+        self._embedder = PictureEmbedder(folder, vector_stores)
         self._reader = PictureReader()
         schema = self._embedder.schema
         self.takes_pictures = schema.uses_image

@@ -48,13 +48,14 @@ class Ranker:
       folder: an exported rec model, or a folder of exports with numbers as names.
       store: the store that is searched.
       generation: the generation that is searched.
+      vector_stores: feature -> URI of the store of its vectors, if it differs from that in the config.
 
     Raises:
       UserError: if the model cannot be used with these vectors.
     """
 
-    def __init__(self, folder: str, store: Store, generation: Generation) -> None:
-        options = ServiceOptions(folder, num_threads=len(os.sched_getaffinity(0)))
+    def __init__(self, folder: str, store: Store, generation: Generation, vector_stores: Mapping[str, str]) -> None:
+        options = ServiceOptions(folder, num_threads=len(os.sched_getaffinity(0)), vector_stores=vector_stores)
         self._service = Service(options, store)
         release = self._service.release
         if release.generation.fingerprint != generation.fingerprint:

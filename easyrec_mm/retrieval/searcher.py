@@ -33,6 +33,7 @@ class SearchOptions:
     similarity     how vectors are compared
     kind           kind of the index
     metadata       columns of the items, for filters, for the rec model and to be shown; None without
+    vector_stores  feature of a model -> URI of the store of its vectors, if it differs from that in the config
     """
 
     store: str
@@ -41,6 +42,7 @@ class SearchOptions:
     similarity: SimilarityName = "centred"
     kind: IndexKind = "auto"
     metadata: Metadata | None = None
+    vector_stores: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Searcher:
         self._store = open_store(options.store)
         try:
             if options.img_model_dir:
-                self.encoder: Encoder | None = Encoder(options.img_model_dir)
+                self.encoder: Encoder | None = Encoder(options.img_model_dir, options.vector_stores)
                 self.encoder.require_origin(self._store.meta().current_generation, self._store.uri)
             else:
                 self.encoder = None
@@ -108,7 +110,8 @@ class Searcher:
             return None
         from easyrec_mm.retrieval.ranking import Ranker
 
-        return Ranker(self.options.rec_model_dir, self._store, self.generation)
+        options = self.options
+        return Ranker(options.rec_model_dir, self._store, self.generation, options.vector_stores)
 
     def load(self) -> None:
         """Load all that a search may need."""

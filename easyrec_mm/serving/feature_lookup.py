@@ -57,10 +57,11 @@ class FeatureLookup:
         previous: FeatureLookup | None = None,
     ) -> None:
         stored = {feature.name: feature for feature in manifest.schema.stored_features()}
+        known = [feature.name for feature in manifest.schema.in_stores()]
         for name in uris:
-            if name not in stored:
+            if name not in known:
                 # The feature may be that of a model to come, or of the one before.
-                hint = did_you_mean(name, stored) if stored else "the model has none"
+                hint = did_you_mean(name, known) if known else "the model has none"
                 _LOG.warning(
                     "--vector_store %s: no feature of this model with that name has vectors in a store; %s", name, hint
                 )
