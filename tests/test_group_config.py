@@ -284,3 +284,33 @@ def _steps_and_rates(folder):
     """The last step, and the learning rates of the lines of training."""
     lines = [line for line in _log(folder) if line["kind"] == "train"]
     return lines[-1]["step"], [line["learning_rate"] for line in lines]
+
+
+WORDS = ["red", "warm", "shoe", "for", "children", "of", "wool", "blue", "light", "coat"]
+
+
+def texts_of(words, num_words, separator=" "):
+    """A text for each of 200 items, of which no two are the same, in every row of the item."""
+    random = np.random.default_rng(2)
+    texts = [separator.join([*random.choice(words, num_words), f"{words[0]}{i}"]) for i in range(200)]
+    return [texts[i] for i in np.arange(NUM_ROWS) % 200]
+
+
+def test_texts_of_items(tmp_path):
+    """Titles in several scripts and long descriptions are; codes, kinds, and texts of rows instead of items are not."""
+    columns = {
+        "title": texts_of(WORDS, 4),
+        "name_ja": texts_of(["赤い", "暖かい", "靴", "子供用", "ウール"], 4, ""),
+        "story": texts_of(WORDS, 400),
+        "sku": [f"sku-{i}-a" for i in np.arange(NUM_ROWS) % 200],
+        "kind": [["warm shoe for children of wool", "light blue coat"][i % 2] for i in np.arange(NUM_ROWS) % 200],
+        "query": [f"red warm shoe for children {i}" for i in range(NUM_ROWS)],
+        "nothing": pa.array([None] * NUM_ROWS, pa.string()),
+    }
+    *_, config = infer(tmp_path, columns)
+    (feature,) = [f for f in config.feature_config.features if f.feature_type == FeatureConfig.TextFeature]
+    assert feature.input_names == ["title", "name_ja", "story"]
+    assert config.model_config.e2e_mm_dbmtl.HasField("text_model")
+    assert main(["init", "--input", f"{tmp_path}/out", "--output", f"{tmp_path}/init.config"]) == 0
+    features = load_pipeline(f"{tmp_path}/init.config").config.feature_config.features
+    assert [f.input_names for f in features if f.feature_type == FeatureConfig.TextFeature] == [feature.input_names]

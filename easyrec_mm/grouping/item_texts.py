@@ -15,8 +15,8 @@ _NAME = re.compile(
     r"(\w+_)?(title|subtitle|headline|caption|description|desc|summary|abstract|text)"
     r"|((item|goods|product|sku|video|article|news|ad)_?)?name"
 )
-# A word, or a letter of Chinese and Japanese, which put no spaces between words.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+# A word, or a letter of Chinese and Japanese, which put no spaces between words. A code such as ab-12-c is one word.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 # Words of a text on average, in columns with a usual name and in others, and texts of these per item at least.
 _LEAST_WORDS, _MANY_WORDS, _TEXTS_PER_ITEM = 2.0, 3.0, 0.5
 
