@@ -311,6 +311,7 @@ def test_texts_of_items(tmp_path):
     (feature,) = [f for f in config.feature_config.features if f.feature_type == FeatureConfig.TextFeature]
     assert feature.input_names == ["title", "name_ja", "story"]
     assert config.model_config.e2e_mm_dbmtl.HasField("text_model")
-    assert main(["init", "--input", f"{tmp_path}/out", "--output", f"{tmp_path}/init.config"]) == 0
-    features = load_pipeline(f"{tmp_path}/init.config").config.feature_config.features
-    assert [f.input_names for f in features if f.feature_type == FeatureConfig.TextFeature] == [feature.input_names]
+    for kind in ("out", "log.parquet"):
+        assert main(["init", "--input", f"{tmp_path}/{kind}", "--output", f"{tmp_path}/init_{kind}"]) == 0
+        features = load_pipeline(f"{tmp_path}/init_{kind}").config.feature_config.features
+        assert [f.input_names for f in features if f.feature_type == FeatureConfig.TextFeature] == [feature.input_names]

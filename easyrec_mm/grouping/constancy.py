@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from easyrec_mm.stable_hash import Hashes, hash_column
@@ -25,6 +26,14 @@ class ConstantColumns:
         """Add the result of other items."""
         self.names &= other.names
         self.num_compared += other.num_compared
+
+
+def constant_in(table: pa.Table, item: str) -> ConstantColumns:
+    """Return the columns of a table that have one value per value of the column `item`."""
+    counted = [(name, "count_distinct", pc.CountOptions(mode="all")) for name in table.column_names if name != item]
+    numbers = table.group_by(item).aggregate(counted)
+    names = {name for name, *_ in counted if pc.max(numbers[f"{name}_count_distinct"]).as_py() == 1}
+    return ConstantColumns({item, *names}, len(table) - len(numbers))
 
 
 @dataclass

@@ -13,7 +13,7 @@ from easyrec_mm.features.field import Kind
 from easyrec_mm.files import is_remote
 from easyrec_mm.files.opening import exists
 from easyrec_mm.grouping.column_stats import LogStats
-from easyrec_mm.grouping.constancy import ConstantColumns
+from easyrec_mm.grouping.constancy import ConstantColumns, constant_in
 from easyrec_mm.grouping.feature_plans import table_rows
 from easyrec_mm.grouping.first_rows import FirstRows
 from easyrec_mm.grouping.inference import infer
@@ -137,8 +137,11 @@ def _inferred(options: StarterOptions, columns: GroupOptions, rows: FirstRows) -
         raise DataError(f"--image_field: no column of {rows.path} holds paths of pictures; name the column that does")
     stats = LogStats.of(rows.kinds, len(rows.table))
     stats.add(rows.table)
-    num_repeated = len(rows.table) - rows.num_groups_read
-    inference = infer(columns, stats, ConstantColumns(set(rows.per_group), num_repeated))
+    if rows.input_type in FLAT_INPUT_TYPES:
+        constant = constant_in(rows.table, options.group_by or options.image_field)
+    else:
+        constant = ConstantColumns(set(rows.per_group), len(rows.table) - rows.num_groups_read)
+    inference = infer(columns, stats, constant)
     require_trainable(columns, stats, inference)
     pictures = stats.columns[options.image_field]
     grouped = Grouped(
